@@ -1,0 +1,12 @@
+"""The mathematics of BayesDiff: plain torch, no ComfyUI, usable by any host.
+
+======================  =======================================================
+``features``            a last layer as a linear map of feature rows
+``laplace_head``        its Gaussian posterior: predictive variance and draws
+``fit``                 fitting that posterior with laplace-torch
+``storage``             the head as a safetensors file
+``ensemble``            pixel-wise variance from draws held for a whole trajectory
+``uncertainty``         what a sampler returns beside the latent, and its score
+``maps``, ``masks``     reading it: heat maps, overlays and inpainting masks
+======================  =======================================================
+"""

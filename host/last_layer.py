@@ -1,0 +1,158 @@
+"""A model's last layer: where it is, its features, a draw of its weights, and which heads fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.features import LayerGeometry
+from ..bayesdiff_core.laplace_head import LaplaceHead
+
+# Under `diffusion_model`, the first that a model has. Each path ends in the layer whose output is only reordered
+# afterwards, so that a posterior over its weights is a posterior over the network's output.
+PATHS = (
+    "out.2",  # SD1, SD2, SDXL
+    "final_layer.linear",  # SD3, Flux, Chroma, Lumina 2, PixArt, Hunyuan-DiT, Hunyuan-Video, Cosmos, HiDream, Mochi
+    "final_linear",  # AuraFlow
+    "head.head",  # Wan
+    "norm_out.linear_2",  # OmniGen2
+    "proj_out",  # Qwen-Image, LTXV
+    "clf.1",  # Stable Cascade
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastLayer:
+    """The last layer of one model.
+
+    Attributes:
+        path: where the layer is, under ``diffusion_model``.
+        module: the live layer. Hooks on it are always taken off again by the context managers below.
+        geometry: its shape.
+    """
+
+    path: str
+    module: torch.nn.Module
+    geometry: LayerGeometry
+
+    @contextmanager
+    def watched(self, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+        """Call ``see`` with the layer's input at every call of the network."""
+        handle = self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def perturbed(self, delta: torch.Tensor) -> Iterator[None]:
+        """Add ``φ̃ᵀ δW`` to the layer's output, as if its weights were ``W* + δW``.
+
+        The weights themselves stay untouched: they may be quantised, offloaded or patched by a LoRA.
+
+        Args:
+            delta: ``(width, out_features)``.
+        """
+
+        def add_deviation(module, args, output):
+            return output + self.geometry.apply(args[0], delta).to(output.dtype)
+
+        handle = self.module.register_forward_hook(add_deviation)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def find_last_layer(model: ModelPatcher) -> LastLayer:
+    """The last layer of ``model``.
+
+    Raises:
+        ValueError: the model's family is not known.
+    """
+    network = model.model.diffusion_model
+    for path in PATHS:
+        module = network
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if module is not None:
+            return LastLayer(path, module, LayerGeometry.of(module))
+    raise ValueError(
+        f"Expected a model whose last layer is known (one of {', '.join(PATHS)}), got {type(network).__name__}; "
+        "choose another model, or ask for this family in an issue."
+    )
+
+
+def prediction_type(model: ModelPatcher) -> str:
+    """The host's name of how the network's output becomes ``denoised``: EPS, V_PREDICTION, CONST, ..."""
+    sampling = model.get_model_object("model_sampling")
+    return next(c.__name__ for c in type(sampling).__mro__ if "calculate_denoised" in vars(c))
+
+
+def describe_model(model: ModelPatcher, layer: LastLayer) -> dict[str, str]:
+    """What ties a head to a model, as text: all but ``weights`` must match for a head to be usable at all."""
+    weights = layer.geometry.matrix(layer.module).half().numpy().tobytes()
+    return {
+        "network": type(model.model.diffusion_model).__name__,
+        "layer": layer.path,
+        "prediction": prediction_type(model),
+        "latent_format": type(model.model.latent_format).__name__,
+        "weights": hashlib.sha256(weights).hexdigest()[:16],
+    }
+
+
+def check_head(head: LaplaceHead, model: ModelPatcher) -> LastLayer:
+    """The last layer of ``model``, after making sure that ``head`` belongs to it.
+
+    Raises:
+        ValueError: the head was fitted on a model of another kind.
+    """
+    layer = find_last_layer(model)
+    for key, got in describe_model(model, layer).items():
+        wanted = head.about.get(key)
+        if wanted == got:
+            continue
+        if key == "weights":
+            logging.warning(
+                "BayesDiff: this Laplace head was fitted on other weights of the last layer (another checkpoint or "
+                "LoRA of the same family); fit a head on this model for exact figures."
+            )
+        else:
+            raise ValueError(
+                f"Expected a Laplace head fitted on this model ({key}: {got}), got one fitted on another "
+                f"({key}: {wanted}); load the head of this model or connect Fit Laplace Head."
+            )
+    if head.geometry != layer.geometry:
+        raise ValueError(
+            f"Expected a Laplace head for a last layer of {layer.geometry.in_features} to "
+            f"{layer.geometry.out_features} channels, got one for {head.geometry.in_features} to "
+            f"{head.geometry.out_features}; load the head of this model or connect Fit Laplace Head."
+        )
+    return layer
+
+
+def check_latent(model: ModelPatcher, latent: dict) -> None:
+    """Make sure that ``latent`` is one that ``model`` can sample from.
+
+    Raises:
+        ValueError: wrong number of channels. The host widens an empty latent by itself, so that passes.
+    """
+    samples, latent_format = latent["samples"], model.model.latent_format
+    if samples.shape[1] != latent_format.latent_channels and torch.count_nonzero(samples) > 0:
+        raise ValueError(
+            f"Expected a latent of {latent_format.latent_channels} channels for this model "
+            f"({type(latent_format).__name__}), got {samples.shape[1]}; encode the picture with this model's own VAE "
+            "or connect an empty latent."
+        )
+
+
+def latent_downscale(model: ModelPatcher) -> int:
+    """Pixels of the decoded image per latent cell, along one side."""
+    # Hosts before 0.4 do not tell; all image families they run have 8.
+    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)

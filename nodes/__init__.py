@@ -1,0 +1,17 @@
+"""What the user sees: one file a topic, no mathematics."""
+
+from .demo import DemoModel
+from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
+from .map import UncertaintyMap
+from .mask import UncertaintyToMask
+from .sampler import KSamplerBayesDiff
+
+NODES = [
+    FitLaplaceHead,
+    SaveLaplaceHead,
+    LoadLaplaceHead,
+    KSamplerBayesDiff,
+    UncertaintyMap,
+    UncertaintyToMask,
+    DemoModel,
+]

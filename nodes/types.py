@@ -1,0 +1,8 @@
+"""The socket types of the pack."""
+
+from comfy_api.latest import io
+
+LaplaceHeadType = io.Custom("LAPLACE_HEAD")
+UncertaintyType = io.Custom("UNCERTAINTY")
+
+CATEGORY = "BayesDiff"

@@ -1,0 +1,207 @@
+"""The seam to the host, on the demo model: a real UNet of the host's own class, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import comfy.samplers
+import comfy.utils
+import nodes
+import pytest
+import torch
+from bayesdiff.host.last_layer import check_head, check_latent, find_last_layer
+from bayesdiff.host.sampling import RunsProgress, run_within
+from bayesdiff.nodes.sampler import KSamplerBayesDiff
+
+EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
+MEMBERS = 2
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    with torch.inference_mode():
+        yield
+
+
+def stock(demo, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="normal", denoise=1.0):
+    model, positive, negative, _ = demo
+    return nodes.common_ksampler(
+        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise=denoise
+    )[0]
+
+
+def ours(
+    demo, head, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="normal", denoise=1.0, members=MEMBERS
+):
+    model, positive, negative, _ = demo
+    output = KSamplerBayesDiff.execute(
+        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise, head, members
+    )
+    return output.args
+
+
+def traces(model) -> dict:
+    """Everything that we could leave behind on a model."""
+    network = model.model.diffusion_model
+    return {
+        "hooks": [
+            (name, len(m._forward_hooks), len(m._forward_pre_hooks), list(vars(m).get("forward", "")))
+            for name, m in network.named_modules()
+            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+        ],
+        "wrappers": {k: dict(v) for k, v in model.wrappers.items() if v},
+        "options": repr(sorted(model.model_options)),
+        "patches": (len(model.patches), len(model.object_patches), len(model.callbacks)),
+        "weights": [p.sum().item() for p in network.parameters()],
+    }
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler):
+    expected = stock(demo, EMPTY, sampler=sampler)
+    state = torch.get_rng_state()
+    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, sampler=sampler)
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert torch.equal(torch.get_rng_state(), state), (
+        "the global generator must stand where the stock sampler leaves it"
+    )
+    assert uncertainty.variance.shape == latent["samples"].shape
+    assert torch.isfinite(uncertainty.variance).all() and (uncertainty.variance.flatten(1).sum(1) > 0).all()
+    assert scores == pytest.approx(uncertainty.variance.sqrt().mean((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_latent_is_the_stock_samplers_for_every_scheduler(demo, demo_head, scheduler):
+    expected = stock(demo, EMPTY, scheduler=scheduler)
+    assert torch.equal(ours(demo, demo_head, EMPTY, scheduler=scheduler)[0]["samples"], expected["samples"])
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+def test_image_to_image_with_a_mask_and_a_batch_index(demo, demo_head, cfg):
+    start = stock(demo, EMPTY)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:12, 4:12] = 1
+    latent = start | {"noise_mask": mask, "batch_index": [5, 2], "note": "kept"}
+    expected = stock(demo, latent, cfg=cfg, denoise=0.6)
+    result, uncertainty, _ = ours(demo, demo_head, latent, cfg=cfg, denoise=0.6)
+    assert torch.equal(result["samples"], expected["samples"])
+    assert result["note"] == "kept" and result["batch_index"] == [5, 2] and "noise_mask" in result
+    inside = mask[0].bool()
+    std = uncertainty.std_map()
+    # Outside the mask nothing is denoised; what is left there is float32 rounding.
+    assert std[:, ~inside].max() < 1e-4 * std[:, inside].mean()
+
+
+def test_nothing_survives_a_run(demo, demo_head):
+    model, *_ = demo
+    before, first = traces(model), stock(demo, EMPTY)
+    ours(demo, demo_head, EMPTY)
+    assert traces(model) == before
+    assert torch.equal(stock(demo, EMPTY)["samples"], first["samples"])
+
+
+class Broken(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("call", [0, 5, 9])
+def test_nothing_survives_an_error_at_any_stage(demo, demo_head, error, call):
+    """The network fails in the nominal run, in the first member and in the second."""
+    model, *_ = demo
+    layer, calls = find_last_layer(model), 0
+    before, first = traces(model), stock(demo, EMPTY)
+
+    def fail(module, args):
+        nonlocal calls
+        calls += 1
+        if calls > call:
+            raise error("broken on purpose")
+
+    handle = layer.module.register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        ours(demo, demo_head, EMPTY)
+    handle.remove()
+    assert calls == call + 1
+    assert traces(model) == before
+    assert torch.equal(stock(demo, EMPTY)["samples"], first["samples"])
+
+
+def test_perturbing_is_changing_the_weights(demo, demo_head):
+    """The hook's output equals that of a network whose weights really are W* + δW."""
+    model, *_ = demo
+    layer = find_last_layer(model)
+    delta = demo_head.draw(torch.Generator().manual_seed(4))
+    progress = RunsProgress(model, 1)
+
+    def run(model):
+        return stock((model, *demo[1:]), EMPTY, steps=3)
+
+    hooked = run_within(run, model, progress, lambda: layer.perturbed(delta))["samples"]
+    weight, bias = layer.module.weight, layer.module.bias
+    kept = weight.clone(), bias.clone()
+    weight.data += delta[:-1].T.reshape(weight.shape)
+    bias.data += delta[-1]
+    try:
+        changed = stock(demo, EMPTY, steps=3)["samples"]
+    finally:
+        weight.data, bias.data = kept
+    assert torch.allclose(hooked, changed, atol=1e-4 * float(changed.abs().max()))
+    plain = stock(demo, EMPTY, steps=3)["samples"]
+    assert (hooked - plain).abs().max() > 100 * (hooked - changed).abs().max()
+
+
+def test_one_step_has_the_posterior_variance_of_the_head(demo, demo_head):
+    """One step at cfg 1 is denoised itself, x - σF: its variance is σ²γ², in the units of the VAE's latent."""
+    model, positive, negative, _ = demo
+    layer, seen = find_last_layer(model), []
+    with layer.watched(lambda features: seen.append(features.clone())):
+        stock(demo, EMPTY, steps=1, cfg=1.0)
+    sigma = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)[0]
+    expected = sigma**2 * demo_head.variance(seen[0]) / model.model.latent_format.scale_factor**2
+    members = 200
+    variance = ours(demo, demo_head, EMPTY, steps=1, cfg=1.0, members=members)[1].variance
+    # Four channels share γ²: relative error √(2/800) = 5 %.
+    ratio = variance.mean(1) / expected
+    assert ratio.mean() == pytest.approx(1, abs=0.05)
+    assert (ratio.sub(1).abs() < 0.35).all()
+    assert torch.corrcoef(torch.stack([variance.mean(1).flatten(), expected.flatten()]))[0, 1] > 0.8
+
+
+def test_the_map_of_an_image_does_not_depend_on_its_batch(demo, demo_head):
+    alone = ours(demo, demo_head, {"samples": torch.zeros(1, 4, 16, 16)})[1].variance
+    together = ours(demo, demo_head, EMPTY)[1].variance
+    assert torch.allclose(alone[0], together[0], rtol=0.02)
+
+
+def test_uncertainty_is_reproducible_and_follows_the_seed(demo, demo_head):
+    first, again = (ours(demo, demo_head, EMPTY)[1].variance for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, ours(demo, demo_head, EMPTY, seed=4)[1].variance, rtol=0.1)
+
+
+def test_progress_counts_every_run_once(demo, demo_head, monkeypatch):
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
+    ours(demo, demo_head, EMPTY, steps=5)
+    own = [value for value, total in seen if total == 5 * (1 + MEMBERS)]
+    assert own == list(range(1, 5 * (1 + MEMBERS) + 1))
+
+
+def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
+    model, *_ = demo
+    assert check_head(demo_head, model).path == "out.2"
+    other = dataclasses.replace(demo_head, about=demo_head.about | {"network": "Flux"})
+    with pytest.raises(ValueError, match=r"network: UNetModel\), got one fitted on another \(network: Flux\)"):
+        check_head(other, model)
+    wide = dataclasses.replace(demo_head, geometry=dataclasses.replace(demo_head.geometry, in_features=320))
+    with pytest.raises(ValueError, match="last layer of 64 to 4 channels, got one for 320 to 4"):
+        check_head(wide, model)
+    check_latent(model, {"samples": torch.zeros(1, 16, 8, 8)})
+    with pytest.raises(ValueError, match=r"Expected a latent of 4 channels for this model \(SD15\), got 16"):
+        check_latent(model, {"samples": torch.ones(1, 16, 8, 8)})
+
+
+def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
+    check_head(dataclasses.replace(demo_head, about=demo_head.about | {"weights": "other"}), demo[0])
+    assert "fitted on other weights" in caplog.text
