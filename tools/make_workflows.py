@@ -9,7 +9,6 @@ This writes ``workflows/NAME.json`` for ComfyUI's template browser. Run it with 
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from pathlib import Path
 
@@ -168,9 +167,7 @@ def main() -> None:
     import tempfile
 
     import tomllib
-
-    sys.path.insert(0, str(ROOT / "tools"))
-    from server import ComfyServer
+    from comfy_server import ComfyServer
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:

@@ -1,0 +1,280 @@
+"""The pack in a real ComfyUI server, through its API, as a user queues it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import comfy_server
+import make_workflows
+import numpy
+import pytest
+import safetensors.torch
+import torch
+from bayesdiff.bayesdiff_core.storage import load_head, save_head
+from PIL import Image
+
+GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+SETTINGS = dict(seed=11, steps=6, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0)
+CONNECTIONS = dict(model=["demo", 0], positive=["demo", 1], negative=["demo", 2], latent_image=["empty", 0])
+
+
+def base_graph(**fit) -> dict:
+    fit = (
+        dict(fit_on="the model's own samples", images=8, steps=6, cfg=3.0, noise_levels=2, max_rows=2048, seed=0) | fit
+    )
+    return {
+        "demo": node("BayesDiffDemoModel", prompt="owl"),
+        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=2),
+        "fit": node(
+            "BayesDiffFitLaplaceHead", model=["demo", 0], positive=["demo", 1], negative=["demo", 2],
+            latent=["empty", 0], **fit,
+        ),
+    }  # fmt: skip
+
+
+def with_sampler(graph: dict, members: int = 3, head=("fit", 0), **changes) -> dict:
+    inputs = CONNECTIONS | SETTINGS | changes
+    return graph | {
+        "ours": node("BayesDiffKSampler", head=list(head), members=members, **inputs),
+        "scores": node("PreviewAny", source=["ours", 2]),
+        "save": node("SaveLatent", samples=["ours", 0], filename_prefix="ours"),
+    }
+
+
+def stock_graph(prefix: str = "stock", **changes) -> dict:
+    graph = base_graph()
+    del graph["fit"]
+    return graph | {
+        "stock": node("KSampler", **(CONNECTIONS | SETTINGS | changes)),
+        "save": node("SaveLatent", samples=["stock", 0], filename_prefix=prefix),
+    }
+
+
+def saved_latent(server, entry, node_id="save") -> torch.Tensor:
+    return safetensors.torch.load_file(server.files(entry, "latents")[node_id][0])["latent_tensor"]
+
+
+def scores(entry) -> list[float]:
+    return [float(text) for text in entry["outputs"]["scores"]["text"]]
+
+
+# ---------------------------------------------------------------- the main job
+
+
+@pytest.fixture(scope="module")
+def quickstart(server):
+    graph = json.loads((GRAPHS / "quickstart.json").read_text(encoding="utf-8"))
+    return server.files(server.run(graph))
+
+
+def pixels(path) -> numpy.ndarray:
+    return numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255
+
+
+def test_quickstart_makes_samples_maps_masks_and_repairs(quickstart):
+    samples, heat_maps, overlays, masks, stitched = (quickstart[k] for k in ("13", "14", "15", "16", "17"))
+    assert [len(paths) for paths in (samples, heat_maps, overlays, masks, stitched)] == [4] * 5
+    for sample, heat_map, mask, pair in zip(samples, heat_maps, masks, stitched):
+        assert pixels(sample).shape == pixels(heat_map).shape == (128, 128, 3)
+        assert pixels(heat_map).mean(2).std() > 0.05, "the map has structure"
+        share = pixels(mask)[..., 0].mean()
+        assert 0.15 <= share < 0.6
+        before, after = pixels(pair)[:, :128], pixels(pair)[:, -128:]
+        assert numpy.abs(before - pixels(sample)).max() < 0.01
+        change = numpy.abs(before - after).mean(2)
+        inside = pixels(mask)[..., 0] > 0.5
+        assert change[inside].mean() > 0.01, "the repair changes what is masked"
+        assert change[~inside].mean() < 0.5 * change[inside].mean(), "and little else"
+
+
+def test_workflow_of_the_template_browser_is_the_tested_graph(server):
+    folder = Path(__file__).resolve().parents[2] / "workflows"
+    object_info = server.object_info()
+    names = {path.stem for path in folder.glob("*.json")}
+    assert names == {path.stem for path in GRAPHS.glob("*.json")}
+    for name in names:
+        workflow = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        graph = json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+        assert make_workflows.to_api(workflow, object_info) == graph
+        assert (folder / f"{name}.jpg").exists(), "every template has a thumbnail"
+        assert server.get("/api/workflow_templates")["BayesDiff"].count(name) == 1
+
+
+def test_every_node_explains_itself(server):
+    ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
+    assert len(ours) == 7
+    for name, info in ours.items():
+        assert info["description"] and info["category"] == "BayesDiff"
+        inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+        assert all(spec[1].get("tooltip") for spec in inputs.values()), name
+        assert all(info["output_tooltips"]), name
+
+
+# ---------------------------------------------------------------- the image is sacred
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde"])
+def test_latent_equals_the_stock_ksamplers(server, sampler):
+    """A → B → A: stock, ours, stock again; all three the same to the bit."""
+    before = saved_latent(server, server.run(stock_graph(f"before_{sampler}", sampler_name=sampler)))
+    ours = saved_latent(server, server.run(with_sampler(base_graph(), sampler_name=sampler)))
+    # Another prefix makes the host save again; another seed first makes it sample again.
+    server.run(stock_graph(f"between_{sampler}", sampler_name=sampler, seed=12))
+    after = saved_latent(server, server.run(stock_graph(f"after_{sampler}", sampler_name=sampler)))
+    assert torch.equal(ours, before) and torch.equal(after, before)
+
+
+def test_cancel_in_an_ensemble_leaves_the_stock_sampler_as_it_was(server):
+    before = saved_latent(server, server.run(stock_graph("before_cancel", seed=21)))
+    started = threading.Event()
+
+    def watch(node_id, value, maximum):
+        if node_id == "ours" and value > SETTINGS["steps"] * 2:
+            started.set()
+
+    server.on_progress = watch
+    prompt = server.queue(with_sampler(base_graph(), members=200, seed=21))
+    assert started.wait(120), "the ensemble reports its progress"
+    server.interrupt()
+    with pytest.raises(comfy_server.PromptInterrupted):
+        server.wait(prompt, seconds=60)
+    server.on_progress = None
+    server.run(stock_graph("other", seed=22))
+    assert torch.equal(saved_latent(server, server.run(stock_graph("after_cancel", seed=21))), before)
+    assert torch.equal(saved_latent(server, server.run(with_sampler(base_graph(), seed=21))), before)
+
+
+def test_progress_counts_the_steps_of_all_runs(server):
+    seen = []
+    server.on_progress = lambda node_id, value, maximum: seen.append((node_id, value, maximum))
+    server.run(with_sampler(base_graph(), members=4, seed=31))
+    server.on_progress = None
+    assert ("ours", 30, 30) in seen
+    assert {maximum for node_id, _, maximum in seen if node_id == "ours"} <= {0, 5, 30}
+
+
+# ---------------------------------------------------------------- heads on disk
+
+
+@pytest.fixture(scope="module")
+def saved_head(server):
+    """The fitted head, saved by the node: ``(file name, scores that it gives when used directly)``."""
+    graph = with_sampler(base_graph(), seed=41)
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="owl/emoji")
+    entry = server.run(graph)
+    assert entry["outputs"]["keep"]["text"] == ["Saved emoji_00001_.safetensors"]
+    return "owl/emoji_00001_.safetensors", scores(entry)
+
+
+def loading(name: str) -> dict:
+    graph = base_graph()
+    del graph["fit"]
+    graph["load"] = node("BayesDiffLoadLaplaceHead", head_name=name)
+    return with_sampler(graph, head=("load", 0), seed=41)
+
+
+def test_a_saved_head_gives_the_same_scores(server, saved_head):
+    name, expected = saved_head
+    assert name in server.object_info()["BayesDiffLoadLaplaceHead"]["input"]["required"]["head_name"][1]["options"]
+    assert scores(server.run(loading(name))) == expected
+    assert all(score > 0 for score in expected)
+
+
+def test_a_changed_file_is_read_again(server, saved_head):
+    name, expected = saved_head
+    path = server.folder / "models" / "laplace_heads" / name
+    copy_path = path.with_name("wide.safetensors")
+    shutil.copy(path, copy_path)
+    assert scores(server.run(loading("owl/wide.safetensors"))) == expected
+    head = load_head(path)
+    save_head(
+        dataclasses.replace(head, eigenvalues=head.eigenvalues / 4, prior_precision=head.prior_precision / 4), copy_path
+    )
+    assert scores(server.run(loading("owl/wide.safetensors"))) != expected
+
+
+def place(server, name: str, content: bytes) -> str:
+    folder = server.folder / "models" / "laplace_heads"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+    return name
+
+
+def test_wrong_head_files_are_one_sentence(server, saved_head):
+    source = server.folder / "models" / "laplace_heads" / saved_head[0]
+    content = source.read_bytes()
+    with pytest.raises(comfy_server.PromptFailed, match="short.safetensors is cut short or is another kind of file"):
+        server.run(loading(place(server, "short.safetensors", content[: len(content) // 2])))
+    with pytest.raises(comfy_server.PromptFailed, match="text.safetensors is cut short or is another kind of file"):
+        server.run(loading(place(server, "text.safetensors", b"hello")))
+    other = dataclasses.replace(load_head(source), about=load_head(source).about | {"network": "Flux"})
+    save_head(other, source.with_name("flux.safetensors"))
+    with pytest.raises(comfy_server.PromptFailed, match="Expected a Laplace head fitted on this model") as failure:
+        server.run(loading("owl/flux.safetensors"))
+    assert failure.value.node_type == "BayesDiffKSampler" and "\n" not in failure.value.exception_message
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("members", [0, -3, 1])
+def test_too_few_members_are_refused_before_anything_runs(server, members):
+    with pytest.raises(comfy_server.PromptRejected, match=f"Expected at least 2 ensemble members .* got {members}"):
+        server.queue(with_sampler(base_graph(), members=members))
+
+
+def test_a_latent_of_another_model_is_one_sentence(server):
+    graph = with_sampler(base_graph())
+    graph["wide"] = node("EmptySD3LatentImage", width=128, height=128, batch_size=1)
+    graph["noisy"] = node("LatentAdd", samples1=["wide", 0], samples2=["ramp", 0])
+    # A latent of 16 channels that is not empty, made by a stock node.
+    graph["ramp"] = node("LoadLatent", latent="wide.latent")
+    tensors = {"latent_tensor": torch.ones(1, 16, 16, 16), "latent_format_version_0": torch.tensor([])}
+    (server.folder / "input").mkdir(exist_ok=True)
+    safetensors.torch.save_file(tensors, server.folder / "input" / "wide.latent")
+    graph["ours"]["inputs"]["latent_image"] = ["noisy", 0]
+    with pytest.raises(
+        comfy_server.PromptFailed, match="Expected a latent of 4 channels for this model .SD15., got 16"
+    ):
+        server.run(graph)
+
+
+def test_fitting_on_an_empty_latent_is_one_sentence(server):
+    with pytest.raises(comfy_server.PromptFailed, match="got an empty latent; connect VAE Encode"):
+        server.run(with_sampler(base_graph(fit_on="the latents given")))
+
+
+def test_a_head_cannot_be_saved_outside_its_folder(server):
+    graph = copy.deepcopy(base_graph())
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="../../outside")
+    with pytest.raises(comfy_server.PromptFailed):
+        server.run(graph)
+    assert not list(server.folder.rglob("outside*"))
+
+
+def test_fitting_on_given_latents_and_repairing_with_a_mask(server):
+    """Encoded pictures as data, and our sampler itself as the repair: the mask stays where it was put."""
+    graph = with_sampler(base_graph(fit_on="the latents given"), members=2)
+    graph["fit"]["inputs"]["latent"] = ["encoded", 0]
+    graph["picture"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0xFFAA33)
+    graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["demo", 3])
+    graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["ours", 1], area=0.2, grow=0, blur=0.0)
+    graph["masked"] = node("SetLatentNoiseMask", samples=["ours", 0], mask=["mask", 0])
+    graph["repair"] = copy.deepcopy(graph["ours"])
+    graph["repair"]["inputs"] |= {"latent_image": ["masked", 0], "seed": 99, "denoise": 0.7}
+    graph["save_repair"] = node("SaveLatent", samples=["repair", 0], filename_prefix="repair")
+    entry = server.run(graph)
+    before, after = saved_latent(server, entry), saved_latent(server, entry, "save_repair")
+    changed = (before - after).abs().amax(1) > 1e-4
+    assert 0.1 < changed.float().mean() < 0.5
