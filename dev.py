@@ -4,6 +4,8 @@
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
     python dev.py host           make the ComfyUI that both use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/
+    python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
+    python dev.py pictures       remake the pictures of the docs
 
 The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
 With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is
@@ -179,7 +181,7 @@ def run(python: Path, comfyui: Path, *arguments: str | Path) -> int:
 
 def main(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
-    if command not in ("demo", "test", "host", "bench"):
+    if command not in ("demo", "test", "host", "bench", "workflows", "pictures"):
         print(__doc__)
         return 0 if command in ("help", "-h", "--help") else 2
     benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -188,8 +190,9 @@ def main(arguments: list[str]) -> int:
 
     python, comfyui = find_host()
     install_requirements(python, "requirements.txt")
-    if command == "demo":
-        return run(python, comfyui, ROOT / "tools" / "demo.py", *rest)
+    tools = {"demo": "demo.py", "workflows": "make_workflows.py", "pictures": "make_pictures.py"}
+    if command in tools:
+        return run(python, comfyui, ROOT / "tools" / tools[command], *rest)
     if command == "bench":
         return run(python, comfyui, ROOT / "benchmarks" / f"{rest[0]}.py", *rest[1:])
     if command == "test":

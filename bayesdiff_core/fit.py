@@ -7,6 +7,7 @@ Targets play no part in the Gauss-Newton matrix, and shift the marginal likeliho
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -72,6 +73,19 @@ class ResidualNoise:
         return self.std()[self._bin(sigmas)]
 
 
+def require_laplace_torch() -> None:
+    """Make sure that a fit can run, before work is put into it.
+
+    Raises:
+        ModuleNotFoundError: laplace-torch is not installed.
+    """
+    if importlib.util.find_spec("laplace") is None:
+        raise ModuleNotFoundError(
+            "Fitting a Laplace head needs the package laplace-torch, which is not installed; install it into ComfyUI's "
+            "Python with: python -m pip install laplace-torch"
+        )
+
+
 def fit_laplace_head(
     geometry: LayerGeometry,
     matrix: torch.Tensor,
@@ -91,17 +105,11 @@ def fit_laplace_head(
         about: metadata to keep with the head.
 
     Raises:
-        ModuleNotFoundError: laplace-torch is not installed.
         ValueError: the features hold NaN or infinity.
     """
-    try:
-        from laplace import KronLLLaplace
-        from laplace.curvature import CurvlinopsGGN
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"Fitting a Laplace head needs the package laplace-torch ({error.name} is missing); install it into "
-            "ComfyUI's Python with: python -m pip install laplace-torch"
-        ) from error
+    # Importing laplace-torch takes seconds and loads every curvature backend; only fitting needs it.
+    from laplace import KronLLLaplace
+    from laplace.curvature import CurvlinopsGGN
 
     if not (torch.isfinite(rows).all() and torch.isfinite(noise_std).all()):
         raise ValueError(

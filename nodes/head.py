@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..bayesdiff_core.fit import require_laplace_torch
 from ..bayesdiff_core.storage import load_head, save_head
 from ..host import files
 from ..host.fitting import fit_head, own_samples
@@ -80,6 +81,7 @@ class FitLaplaceHead(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent, fit_on, images, steps, cfg, noise_levels, max_rows, seed
     ) -> io.NodeOutput:
+        require_laplace_torch()
         check_latent(model, latent)
         if fit_on == OWN_SAMPLES:
             data = own_samples(model, positive, negative, latent, images, steps, cfg, seed)

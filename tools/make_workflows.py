@@ -1,16 +1,21 @@
 """Make the shared workflows (UI format) from the graphs that the tests run (API format).
 
-``tests/graphs/NAME.json`` is the one source of a graph; its nodes say in ``_meta`` which title and place they have.
-This writes ``workflows/NAME.json`` for ComfyUI's template browser. Run it with the host's interpreter::
+    python dev.py workflows
 
-    .venv/bin/python tools/make_workflows.py
+``tests/graphs/NAME.json`` is the one source of a graph. This runs it in a real ComfyUI and writes, for the template
+browser, ``workflows/NAME.json`` and a thumbnail ``workflows/NAME.jpg`` of what the run made.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import uuid
 from pathlib import Path
+
+import tomllib
+from comfy_server import ComfyServer
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK_ID = "bayesdiff"
@@ -49,7 +54,7 @@ def depths(graph: dict) -> dict[str, int]:
     return known
 
 
-def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str | None) -> dict:
+def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str) -> dict:
     """The UI form (version 0.4) of an API graph."""
     nodes, links, columns = [], [], {}
     outgoing: dict[tuple[str, int], list[int]] = {}
@@ -101,23 +106,22 @@ def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str | N
             }
         )
         column[0] += height + ROW_GAP
-    if note:
-        nodes.append(
-            {
-                "id": max(int(node_id) for node_id in graph) + 1,
-                "type": "MarkdownNote",
-                "pos": [0, -260],
-                "size": [700, 200],
-                "flags": {},
-                "order": len(nodes),
-                "mode": 0,
-                "inputs": [],
-                "outputs": [],
-                "title": "What this does",
-                "properties": {"cnr_id": "comfy-core", "ver": "0.3.75"},
-                "widgets_values": [note],
-            }
-        )
+    nodes.append(
+        {
+            "id": max(int(node_id) for node_id in graph) + 1,
+            "type": "MarkdownNote",
+            "pos": [0, -260],
+            "size": [700, 200],
+            "flags": {},
+            "order": len(nodes),
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "title": "What this does",
+            "properties": {"cnr_id": "comfy-core", "ver": "0.3.75"},
+            "widgets_values": [note],
+        }
+    )
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"bayesdiff/{name}")),
         "revision": 0,
@@ -163,21 +167,31 @@ NOTES = {
 }
 
 
+# Nodes whose first picture is in the thumbnail.
+THUMBNAILS = {"quickstart": ["13", "15", "16", "17"]}
+
+
+def make_thumbnail(pictures: list[Path], path: Path, side: int = 192) -> None:
+    """Four pictures in a square."""
+    sheet = Image.new("RGB", (2 * side, 2 * side), "white")
+    for place, picture in enumerate(pictures):
+        tile = Image.open(picture).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (place % 2 * side, place // 2 * side))
+    sheet.save(path, quality=90)
+
+
 def main() -> None:
-    import tempfile
-
-    import tomllib
-    from comfy_server import ComfyServer
-
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         object_info = server.object_info()
-    for path in sorted((ROOT / "tests" / "graphs").glob("*.json")):
-        graph = json.loads(path.read_text(encoding="utf-8"))
-        workflow = to_ui(path.stem, graph, object_info, version, NOTES.get(path.stem))
-        target = ROOT / "workflows" / path.name
-        target.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-        print(target.relative_to(ROOT))
+        for path in sorted((ROOT / "tests" / "graphs").glob("*.json")):
+            graph = json.loads(path.read_text(encoding="utf-8"))
+            workflow = to_ui(path.stem, graph, object_info, version, NOTES[path.stem])
+            target = ROOT / "workflows" / path.name
+            target.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+            pictures = server.files(server.run(graph))
+            make_thumbnail([pictures[node_id][0] for node_id in THUMBNAILS[path.stem]], target.with_suffix(".jpg"))
+            print(target.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bayesdiff.host.fitting import fit_head, output_gain, own_samples
 from bayesdiff.host.last_layer import find_last_layer
-from bayesdiff.nodes.head import GIVEN_LATENTS, FitLaplaceHead
+from bayesdiff.nodes.head import GIVEN_LATENTS, OWN_SAMPLES, FitLaplaceHead
 
 
 @pytest.fixture(autouse=True)
@@ -81,19 +81,26 @@ def test_output_gain_is_minus_sigma_for_an_eps_model(demo):
     assert torch.allclose(output_gain(sampling, sigma, torch.zeros(2, 4, 3, 3))[:, 0, 0, 0], -sigma)
 
 
+def fit_node(demo, fit_on):
+    model, positive, negative, _ = demo
+    empty = {"samples": torch.zeros(1, 4, 16, 16)}
+    return FitLaplaceHead.execute(model, positive, negative, empty, fit_on, 4, 4, 3.0, 1, 1024, 0)
+
+
 def test_an_empty_latent_is_no_data(demo):
-    model, positive, negative, _ = demo
     with pytest.raises(ValueError, match="Expected a latent of encoded pictures to fit on, got an empty latent"):
-        FitLaplaceHead.execute(
-            model, positive, negative, {"samples": torch.zeros(1, 4, 16, 16)}, GIVEN_LATENTS, 4, 4, 3.0, 1, 1024, 0
-        )
+        fit_node(demo, GIVEN_LATENTS)
 
 
-def test_without_laplace_torch_one_sentence_says_how_to_get_it(demo, data, monkeypatch):
-    model, positive, negative, _ = demo
+def test_without_laplace_torch_one_sentence_says_how_to_get_it_before_any_work(demo, monkeypatch):
     monkeypatch.setitem(sys.modules, "laplace", None)
-    with pytest.raises(ModuleNotFoundError, match="python -m pip install laplace-torch"):
-        fit_head(model, positive, negative, data, 1, 1024, 0, "test")
+    calls = []
+    with (
+        find_last_layer(demo[0]).watched(calls.append),
+        pytest.raises(ModuleNotFoundError, match="python -m pip install laplace-torch"),
+    ):
+        fit_node(demo, OWN_SAMPLES)
+    assert not calls
 
 
 def test_the_packs_import_does_not_import_laplace_torch():
