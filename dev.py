@@ -64,8 +64,13 @@ def pip(python: Path, *arguments: str) -> None:
     wanted = " ".join(arguments)
     if "no space left" in text:
         raise Problem(f"The disk filled up during 'pip {wanted}'; free some space and run the same command again.")
-    if any(sign in text for sign in ("connection", "name resolution", "timed out", "unreachable", "getaddrinfo")):
-        raise Problem(f"No package index could be reached for 'pip {wanted}'; check the network and run this again.")
+    # Offline, and told to be quiet, pip only says that it found no version at all.
+    signs = ("connection", "name resolution", "timed out", "unreachable", "getaddrinfo", "from versions: none")
+    if any(sign in text for sign in signs):
+        raise Problem(
+            f"No package index answered 'pip {wanted}'; check the network or pip's index settings and run the same "
+            "command again."
+        )
     raise Problem(f"'pip {wanted}' failed, see above; mend that and run the same command again.")
 
 
@@ -120,6 +125,7 @@ def make_pinned_host() -> tuple[Path, Path]:
 
     host_lines = (PINNED_COMFYUI / "requirements.txt").read_text().splitlines()
     host_requirements = [line for line in host_lines if line.strip() not in ("torch", "torchvision", "torchaudio")]
+    host_requirements.append("requests")  # imported by the host, but missing from its list
     host = Step("requirements-host", *host_requirements)
     if not host.is_done():
         say("installing what ComfyUI needs")

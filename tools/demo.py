@@ -55,10 +55,9 @@ def main() -> int:
                     shutil.copy(path, OUTPUT)
                 print(f"  {graph[node_id]['_meta']['title']}: {', '.join(path.name for path in paths)}")
         except (ServerProblem, PromptFailed, PromptRejected, TimeoutError) as problem:
-            kept = ROOT / "demo_server.log"
+            print(f"\n{problem}", file=sys.stderr)
             if log.exists():
-                shutil.copy(log, kept)
-            print(f"\n{problem}\nThe server's log is in {kept}", file=sys.stderr)
+                print(f"The server's log is in {shutil.copy(log, ROOT / 'demo_server.log')}", file=sys.stderr)
             return 1
     print(f"Done in {time.monotonic() - start:.0f} s. The server is stopped.")
     return 0
