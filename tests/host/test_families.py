@@ -1,0 +1,94 @@
+"""The ensemble on every family that the host can build small: right layer, exact perturbation, untouched latent."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import nodes
+import pytest
+import torch
+from bayesdiff.host.fitting import fit_head, own_samples
+from bayesdiff.host.last_layer import find_last_layer
+from bayesdiff.host.sampling import RunsProgress, run_within
+from bayesdiff.nodes.sampler import KSamplerBayesDiff
+
+sys.path.append(str(Path(__file__).parent))
+
+from families import FAMILIES  # noqa: E402
+
+STEPS, CFG = 3, 3.0
+
+
+@dataclasses.dataclass
+class Setup:
+    model: object
+    positive: list
+    negative: list
+    latent: dict
+    path: str
+
+    def settings(self, model=None) -> tuple:
+        """Arguments of a sampling run, as the stock sampler takes them."""
+        return model or self.model, 5, STEPS, CFG, "euler", "normal", self.positive, self.negative, self.latent
+
+    def stock(self, model=None) -> torch.Tensor:
+        return nodes.common_ksampler(*self.settings(model))[0]["samples"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def setup(request):
+    family = FAMILIES[request.param]
+    with torch.inference_mode():
+        yield Setup(
+            family.build(), family.conditioning(1), family.conditioning(2), {"samples": torch.zeros(family.latent)},
+            family.path,
+        )  # fmt: skip
+
+
+def test_last_layer_is_found_and_called_once_a_network_call(setup):
+    layer = find_last_layer(setup.model)
+    assert layer.path == setup.path
+    rows, calls = [], []
+    handle = setup.model.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with layer.watched(lambda features: rows.append(len(layer.geometry.rows(features)))):
+        setup.stock()
+    handle.remove()
+    assert len(rows) == len(calls) > 0
+    assert len(set(rows)) == 1
+
+
+def test_perturbing_is_changing_the_weights(setup):
+    """Where a deviation lands in the latent, the model's own tail decides, as it does for the weights themselves."""
+    layer = find_last_layer(setup.model)
+    plain = setup.stock()
+    shape = layer.geometry.width, layer.geometry.out_features
+    delta = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    progress = RunsProgress(setup.model, 1)
+    hooked = run_within(lambda model: {"samples": setup.stock(model)}, setup.model, progress,
+                        lambda: layer.perturbed(delta))["samples"]  # fmt: skip
+    module = layer.module
+    kept = {name: tensor.clone() for name, tensor in module.named_parameters()}
+    with torch.no_grad():
+        module.weight.add_((delta[:-1] if layer.geometry.bias else delta).T.reshape(module.weight.shape))
+        if layer.geometry.bias:
+            module.bias.add_(delta[-1])
+    changed = setup.stock()
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            tensor.copy_(kept[name])
+    effect = (changed - plain).abs().max()
+    assert effect > 1e-3 * plain.std()
+    assert (hooked - changed).abs().max() < 2e-2 * effect
+    assert torch.equal(setup.stock(), plain)
+
+
+def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
+    data = own_samples(setup.model, setup.positive, setup.negative, setup.latent, 3, 2, CFG, seed=0)
+    head = fit_head(setup.model, setup.positive, setup.negative, data, 2, 1024, 0, "test")
+    expected = setup.stock()
+    latent, uncertainty, scores = KSamplerBayesDiff.execute(*setup.settings(), 1.0, head, 3).args
+    assert torch.equal(latent["samples"], expected)
+    assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
+    assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
