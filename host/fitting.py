@@ -12,11 +12,12 @@ from ..bayesdiff_core.fit import FeatureRows, ResidualNoise, fit_laplace_head
 from ..bayesdiff_core.laplace_head import LaplaceHead
 from .last_layer import LastLayer, describe_model, find_last_layer
 
-CALL_BATCH = 8
+# Pictures in one call of the network: small, so that a model that just fits its card can still be fitted.
+CALL_BATCH = 4
 
 
 class NoisedLatents(comfy.samplers.Sampler):
-    """Takes a sampler's place in the host, and instead of denoising calls the model once on every noised latent.
+    """Takes a sampler's place in the host, and instead of denoising calls the model on latents noised anew.
 
     A call at cfg 1 with a latent x0, a noise level sigma and noise eps shows the features that training saw, and
     its residual, known because x0 is, is the noise of the likelihood.
@@ -32,13 +33,10 @@ class NoisedLatents(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        sampling = model_wrap.inner_model.model_sampling
-        batches = latent_image.split(CALL_BATCH)
-        calls = len(batches) * self.levels
-        # Stratified over the schedule, which is uniform over training's time steps; in random order.
-        shares = (torch.randperm(calls, generator=self.generator) + torch.rand(calls, generator=self.generator)) / calls
-        for call, share in enumerate(shares.clamp(1e-3, 1 - 1e-3).tolist()):
-            x0 = batches[call % len(batches)]
+        x0, sampling = latent_image, model_wrap.inner_model.model_sampling
+        # Stratified over the schedule, which is uniform over training's time steps.
+        shares = (torch.arange(self.levels) + torch.rand(self.levels, generator=self.generator)) / self.levels
+        for share in shares.clamp(1e-3, 1 - 1e-3).tolist():
             sigma = torch.full((len(x0),), sampling.percent_to_sigma(share), device=x0.device)
             eps = torch.randn(x0.shape, generator=self.generator).to(x0.device)
             x = sampling.noise_scaling(sigma, eps, x0)
@@ -46,7 +44,7 @@ class NoisedLatents(comfy.samplers.Sampler):
                 denoised = model_wrap(x, sigma, **extra_args)
             self.noise.add((denoised - x0) / output_gain(sampling, sigma, x0), float(sigma[0]))
             self.progress.update(1)
-        return latent_image
+        return x0
 
 
 def output_gain(sampling: torch.nn.Module, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -87,15 +85,25 @@ def fit_head(
     """
     layer = find_last_layer(model)
     generator = torch.Generator().manual_seed(seed)
-    calls = 2 * levels * -(-len(data) // CALL_BATCH)
+    batches = data.split(CALL_BATCH)
+    calls = 2 * levels * len(batches)
     rows = FeatureRows(layer.geometry, max(1, max_rows // calls), generator)
     sampling = model.get_model_object("model_sampling")
     noise = ResidualNoise(float(sampling.sigma_min), float(sampling.sigma_max))
     sampler = NoisedLatents(layer, rows, noise, levels, generator, comfy.utils.ProgressBar(calls))
     for conditioning in (positive, negative):
-        comfy.sample.sample_custom(
-            model, torch.zeros_like(data), 1.0, sampler, torch.ones(2), conditioning, conditioning, data, seed=seed
-        )
+        for batch in batches:
+            comfy.sample.sample_custom(
+                model,
+                torch.zeros_like(batch),
+                1.0,
+                sampler,
+                torch.ones(2),
+                conditioning,
+                conditioning,
+                batch,
+                seed=seed,
+            )
     about = describe_model(model, layer) | {
         "data": source,
         "images": str(len(data)),

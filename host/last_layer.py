@@ -141,9 +141,14 @@ def check_latent(model: ModelPatcher, latent: dict) -> None:
     """Make sure that ``latent`` is one that ``model`` can sample from.
 
     Raises:
-        ValueError: wrong number of channels. The host widens an empty latent by itself, so that passes.
+        ValueError: nested, or a wrong number of channels. The host widens an empty latent by itself, so that passes.
     """
     samples, latent_format = latent["samples"], model.model.latent_format
+    if samples.is_nested:
+        raise ValueError(
+            "Expected one latent of pictures or video, got a nested latent (video with sound); sample it with the "
+            "stock KSampler."
+        )
     if samples.shape[1] != latent_format.latent_channels and torch.count_nonzero(samples) > 0:
         raise ValueError(
             f"Expected a latent of {latent_format.latent_channels} channels for this model "

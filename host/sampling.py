@@ -17,6 +17,8 @@ from ..bayesdiff_core.uncertainty import Uncertainty
 from .last_layer import LastLayer, latent_downscale
 
 WRAPPER_KEY = "bayesdiff"
+# Mixed into the seed of the posterior draws: with the bare seed they would repeat the numbers of the initial noise.
+DRAWS = 0x5EEDB4A7E5D1FF00
 # A run samples one latent dict with the model that it is given, always from the same noise.
 Run = Callable[[ModelPatcher], dict]
 
@@ -75,9 +77,10 @@ def sample_with_ensemble(
     progress = RunsProgress(model, 1 + members)
     latent = run_within(run, model, progress)
     variance = EnsembleVariance(latent["samples"])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed ^ DRAWS)
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
-    with torch.random.fork_rng():
+    cuda_devices = [model.load_device] if model.load_device.type == "cuda" else []
+    with torch.random.fork_rng(cuda_devices):
         for _ in range(members):
             delta = head.draw(generator)
             member = run_within(run, model, progress, lambda delta=delta: layer.perturbed(delta))

@@ -12,6 +12,7 @@ import torch
 from bayesdiff.host.last_layer import check_head, check_latent, find_last_layer
 from bayesdiff.host.sampling import RunsProgress, run_within
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from comfy.nested_tensor import NestedTensor
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
 MEMBERS = 2
@@ -200,6 +201,9 @@ def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
     check_latent(model, {"samples": torch.zeros(1, 16, 8, 8)})
     with pytest.raises(ValueError, match=r"Expected a latent of 4 channels for this model \(SD15\), got 16"):
         check_latent(model, {"samples": torch.ones(1, 16, 8, 8)})
+    nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
+    with pytest.raises(ValueError, match="got a nested latent"):
+        check_latent(model, {"samples": nested})
 
 
 def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
