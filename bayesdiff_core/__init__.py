@@ -10,3 +10,5 @@
 ``maps``, ``masks``     reading it: heat maps, overlays and inpainting masks
 ======================  =======================================================
 """
+
+VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""A network's last layer seen as a linear map of feature rows, ``F = rows @ W``."""
+"""A network's last layer seen as a linear map of feature rows, ``F = rows @ W``, and features under guidance."""
 
 from __future__ import annotations
 
@@ -23,26 +23,23 @@ class LayerGeometry:
     out_features: int
     bias: bool
     kernel_size: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(cls, layer: torch.nn.Module) -> LayerGeometry:
-        """Geometry of a ``Conv2d`` or ``Linear`` module.
+        """Geometry of a convolution or linear layer, also of one that only looks like torch's own.
 
         Raises:
-            ValueError: the layer is of another kind, or a convolution with groups or non-zero padding mode.
+            ValueError: the layer is of another kind, or a convolution with groups, strides or other extras.
         """
-        bias = layer.bias is not None if hasattr(layer, "bias") else False
+        bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, torch.nn.Conv2d):
-            if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+            if not plain or tuple(layer.stride) != (1, 1) or tuple(layer.dilation) != (1, 1):
                 raise ValueError(f"Expected a plain convolution as the last layer, got {layer}.")
-            return cls(
-                "conv2d", layer.in_channels, layer.out_channels, bias,
-                tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation),
-            )  # fmt: skip
-        if isinstance(layer, torch.nn.Linear):
+            kernel_size, padding = tuple(layer.kernel_size), tuple(layer.padding)
+            return cls("conv2d", layer.in_channels, layer.out_channels, bias, kernel_size, padding)
+        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
             return cls("linear", layer.in_features, layer.out_features, bias)
         raise ValueError(f"Expected a Conv2d or Linear last layer, got {type(layer).__name__}.")
 
@@ -51,24 +48,41 @@ class LayerGeometry:
         """Length of a row, bias column included."""
         return self.in_features * self.kernel_size[0] * self.kernel_size[1] + int(self.bias)
 
-    def rows(self, features: torch.Tensor) -> torch.Tensor:
-        """Rows φ̃ of all output positions, float32.
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of the output that holds the ``out_features``."""
+        return 1 if self.kind == "conv2d" else -1
+
+    def rows(self, features: torch.Tensor, limit: int | None = None, generator: torch.Generator | None = None):
+        """Rows φ̃ of the output positions, float32.
 
         Args:
-            features: ``(n, in_features, h, w)`` for a convolution, ``(..., in_features)`` for a linear layer.
+            features: ``(n, in_features, h, w)`` for a convolution, ``(n, ..., in_features)`` for a linear layer.
+            limit: keep a random choice of so many positions of each batch item; no more than these are unfolded.
+            generator: source of that choice.
 
         Returns:
             ``(positions, width)``, batch-major.
         """
-        features = features.float()
         if self.kind == "conv2d":
-            patches = F.unfold(features, self.kernel_size, self.dilation, self.padding, self.stride)
-            rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+            kh, kw = self.kernel_size
+            ph, pw = self.padding
+            # A view: (n, in_features, h', w', kh, kw) without a copy of any patch.
+            patches = F.pad(features, (pw, pw, ph, ph)).unfold(2, kh, 1).unfold(3, kw, 1)
+            patches = patches.permute(0, 2, 3, 1, 4, 5)
+            places = torch.cartesian_prod(*(torch.arange(side) for side in patches.shape[1:3]))
         else:
-            rows = features.reshape(-1, self.in_features)
-        if self.bias:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        return rows
+            patches = features.reshape(len(features), -1, self.in_features)
+            places = torch.arange(patches.shape[1])[:, None]
+        rows = []
+        for item in patches:
+            chosen = places
+            if limit is not None and limit < len(places):
+                chosen = places[torch.randperm(len(places), generator=generator)[:limit]]
+            index = tuple(axis.to(features.device) for axis in chosen.T)
+            rows.append(item[index].flatten(1).float())
+        rows = torch.cat(rows)
+        return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if self.bias else rows
 
     def apply(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         """``φ̃ᵀ matrix`` at every position, in the layer's own output layout, without unfolding.
@@ -78,23 +92,46 @@ class LayerGeometry:
             matrix: ``(width, columns)``; ``columns`` need not be ``out_features``.
 
         Returns:
-            float32, ``(n, columns, h', w')`` for a convolution, ``(..., columns)`` for a linear layer.
+            float32, ``(n, columns, h', w')`` for a convolution, ``(n, ..., columns)`` for a linear layer.
         """
         features = features.float()
         matrix = matrix.to(features.device, torch.float32)
         weight = (matrix[:-1] if self.bias else matrix).T
         bias = matrix[-1] if self.bias else None
         if self.kind == "conv2d":
-            weight = weight.reshape(-1, self.in_features, *self.kernel_size)
-            return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation)
+            return F.conv2d(features, weight.reshape(-1, self.in_features, *self.kernel_size), bias, 1, self.padding)
         return F.linear(features, weight, bias)
 
-    def matrix(self, layer: torch.nn.Module) -> torch.Tensor:
-        """The layer's weights as ``W`` of shape ``(width, out_features)``, float32 on the CPU."""
-        weight = layer.weight.detach().float().cpu().reshape(self.out_features, -1)
-        if self.bias:
-            weight = torch.cat([weight, layer.bias.detach().float().cpu()[:, None]], dim=1)
-        return weight.T.contiguous()
+    def square_norm(self, features: torch.Tensor) -> torch.Tensor:
+        """``‖φ̃‖²`` at every position, in the layer's output layout without the dimension of channels."""
+        features = features.float().square()
+        if self.kind == "conv2d":
+            ones = features.new_ones(1, 1, *self.kernel_size)
+            norm = F.conv2d(features.sum(1, keepdim=True), ones, None, 1, self.padding)[:, 0]
+        else:
+            norm = features.sum(-1)
+        return norm + int(self.bias)
+
+    def weights_of(self, layer: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
+        """``W`` of shape ``(width, out_features)``, float32 on the CPU, found by calling ``layer``.
+
+        So it is right also where the stored weights are quantised, offloaded or patched while the layer runs.
+
+        Args:
+            like: an input of the layer; its dtype and device are used.
+        """
+        inputs = self.in_features * self.kernel_size[0] * self.kernel_size[1]
+        shape = (self.in_features, *self.kernel_size) if self.kind == "conv2d" else (self.in_features,)
+
+        def call(rows: torch.Tensor) -> torch.Tensor:
+            out = layer(rows.reshape(-1, *shape).to(like))
+            # The one position whose patch is the whole of a picture of the kernel's size.
+            out = out[:, :, self.padding[0], self.padding[1]] if self.kind == "conv2d" else out
+            return out.float().cpu()
+
+        zero = call(torch.zeros(1, inputs))
+        weights = torch.cat([call(rows) - zero for rows in torch.eye(inputs).split(512)])
+        return torch.cat([weights, zero]) if self.bias else weights
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -103,3 +140,12 @@ class LayerGeometry:
     def from_json(cls, text: str) -> LayerGeometry:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         return cls(**fields)
+
+
+def guided_features(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
+    """Features under classifier-free guidance, ``(1 - w) φ_u + w φ_c``.
+
+    One draw of the last layer's weights serves both halves of a guided prediction, so guidance of the outputs is
+    guidance of the features: ``F_cfg = W[(1 - w) φ_u + w φ_c]``. (The published code treats them as independent.)
+    """
+    return uncond + cfg * (cond - uncond)

@@ -1,76 +1,85 @@
 """Fitting a :class:`LaplaceHead` with laplace-torch.
 
-Rows of features are the data set of a linear last layer. laplace-torch drops the block between weight and
-bias, so the bias rides along as a column of ones; the noise level of each row is folded into the row itself.
-Targets play no part in the Gauss-Newton matrix, and shift the marginal likelihood by a constant only.
+The Gauss-Newton matrix ``H = Σ φ̃φ̃ᵀ / σ_n²`` is streamed, level of noise by level of noise, in memory of two
+matrices however many pictures there are. laplace-torch then sees a root of it, ``Rᵀ R = H``, whose p rows are a data
+set with the very same Gauss-Newton matrix; it makes the posterior and chooses λ by the marginal likelihood. It drops
+the block between weight and bias, so the bias rides along as a feature that is one. Targets play no part in H, and
+shift the marginal likelihood by a constant only.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 
 import torch
 
 from .features import LayerGeometry
-from .laplace_head import LaplaceHead
+from .laplace_head import STRUCTURES, DiagonalPrecision, LaplaceHead, SpectralPrecision
+
+# Rows of features taken of each picture in each call; a random choice where there are more.
+POSITIONS = 1024
 
 
-class FeatureRows:
-    """A bounded random sample of feature rows, taken as the features come.
+class GaussNewton:
+    """``H = Σ φ̃φ̃ᵀ / σ_n²`` of a last layer, streamed.
+
+    Every output position of every picture counts once, whatever number of noise levels, prompts and calls of the
+    network it was seen in; each noise level counts alike, with its own residual noise σ_n.
 
     Args:
         geometry: shape of the layer.
-        per_call: rows kept of each call of the network.
-        generator: source of the random choice.
+        generator: source of the random choice of positions.
 
     Attributes:
-        seen: rows that came, kept or not.
-        rows, sigmas: the rows kept, ``(k, width)`` each, and the noise level of every one, ``(k,)``.
+        noise_std: residual σ_n of each finished level.
     """
 
-    def __init__(self, geometry: LayerGeometry, per_call: int, generator: torch.Generator):
-        self.geometry, self.per_call, self.generator = geometry, per_call, generator
-        self.seen = 0
-        self.rows: list[torch.Tensor] = []
-        self.sigmas: list[torch.Tensor] = []
+    def __init__(self, geometry: LayerGeometry, generator: torch.Generator):
+        self.geometry, self.generator = geometry, generator
+        self.noise_std: list[float] = []
+        self.sum = torch.zeros(geometry.width, geometry.width, dtype=torch.float64)
+        self._start_level()
 
-    def add(self, features: torch.Tensor, sigma: float) -> None:
-        """Keep up to ``per_call`` rows of ``features`` taken at noise level ``sigma``."""
-        rows = self.geometry.rows(features)
-        self.seen += len(rows)
-        keep = torch.randperm(len(rows), generator=self.generator)[: self.per_call]
-        self.rows.append(rows[keep.to(rows.device)].cpu())
-        self.sigmas.append(torch.full((len(keep),), sigma))
+    def _start_level(self) -> None:
+        self.gram: torch.Tensor | None = None
+        self.kept = self.seen = self.pictures = 0
+        self.square, self.count = 0.0, 0
 
+    def add_features(self, features: torch.Tensor) -> None:
+        """Count the layer's input in one call of the network, see :meth:`LayerGeometry.rows`.
 
-class ResidualNoise:
-    """σ_n by noise level: root mean square residual of the network's output in bins of log sigma."""
+        Raises:
+            ValueError: NaN or infinity among the features.
+        """
+        rows = self.geometry.rows(features, POSITIONS, self.generator)
+        if not torch.isfinite(rows).all():
+            raise ValueError(
+                "Expected finite features at the last layer, got NaN or infinity; sample a picture with this model "
+                "first, and if it is black or noisy load the model in a wider dtype."
+            )
+        if self.gram is None:
+            self.gram = torch.zeros(self.geometry.width, self.geometry.width, device=rows.device)
+        self.gram.addmm_(rows.T, rows)
+        self.kept += len(rows)
+        self.seen += self.geometry.square_norm(features).numel()
+        self.pictures += len(features)
 
-    def __init__(self, sigma_min: float, sigma_max: float, bins: int = 10):
-        # Inner edges only: levels beyond the ends fall into the first and the last bin.
-        edges = torch.linspace(math.log(sigma_min), math.log(sigma_max), bins + 1)[1:-1]
-        self.edges = edges
-        self.sums, self.counts = torch.zeros(bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64)
+    def add_residual(self, residual: torch.Tensor) -> None:
+        """Record the residual ``F - target`` of a prediction, in units of the output."""
+        self.square += float(residual.float().square().sum())
+        self.count += residual.numel()
 
-    def _bin(self, sigmas: torch.Tensor) -> torch.Tensor:
-        return torch.bucketize(sigmas.log(), self.edges)
+    def end_level(self) -> None:
+        """Close a noise level: what was added since the last one shares the residual noise found there."""
+        variance = max(self.square / self.count, 1e-12)
+        self.noise_std.append(variance**0.5)
+        # Mean over positions, times the positions of one picture.
+        self.sum += self.gram.cpu().double() * (self.seen / self.pictures / self.kept / variance)
+        self._start_level()
 
-    def add(self, residual: torch.Tensor, sigma: float) -> None:
-        """Record the residual ``F - target`` of one call at noise level ``sigma``, in units of the output."""
-        index = self._bin(torch.tensor(sigma))
-        self.sums[index] += residual.double().square().sum().cpu()
-        self.counts[index] += residual.numel()
-
-    def std(self) -> torch.Tensor:
-        """σ_n of each bin; a bin without data takes the overall value."""
-        overall = self.sums.sum() / self.counts.sum()
-        per_bin = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), overall)
-        return per_bin.clamp(min=1e-6 * overall).sqrt().float()
-
-    def of(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """σ_n at each of ``sigmas``, same shape."""
-        return self.std()[self._bin(sigmas)]
+    def matrix(self, pictures: int) -> torch.Tensor:
+        """H of a data set of ``pictures``, ``(width, width)``, float64 on the CPU."""
+        return self.sum * (pictures / len(self.noise_std))
 
 
 def require_laplace_torch() -> None:
@@ -88,52 +97,91 @@ def require_laplace_torch() -> None:
 
 def fit_laplace_head(
     geometry: LayerGeometry,
-    matrix: torch.Tensor,
-    rows: torch.Tensor,
-    noise_std: torch.Tensor,
-    data_rows: int,
+    weights: torch.Tensor,
+    hessian: torch.Tensor,
+    structure: str,
+    explained_variance: float,
     about: dict[str, str],
 ) -> LaplaceHead:
-    """Exact Kronecker posterior of a last layer; λ maximises the marginal likelihood.
+    """Posterior of a last layer; λ maximises the marginal likelihood of the structure that is asked for.
 
     Args:
         geometry: shape of the layer.
-        matrix: ``(width, out_features)``, the layer's weights W*, wanted by the marginal likelihood.
-        rows: ``(n, width)`` feature rows.
-        noise_std: ``(n,)`` residual σ_n of each row.
-        data_rows: how many positions the data set has; ``rows`` are a sample of them and count in proportion.
+        weights: ``(width, out_features)``, the layer's weights W*, wanted by the marginal likelihood.
+        hessian: ``(width, width)``, H of :class:`GaussNewton`.
+        structure: one of ``STRUCTURES``.
+        explained_variance: for ``low-rank``, the share of H's trace that the leading spectrum has to hold.
         about: metadata to keep with the head.
 
     Raises:
-        ValueError: the features hold NaN or infinity.
+        ValueError: no such structure.
     """
     # Importing laplace-torch takes seconds and loads every curvature backend; only fitting needs it.
-    from laplace import KronLLLaplace
+    from laplace import DiagLLLaplace, KronLLLaplace
     from laplace.curvature import CurvlinopsGGN
 
-    if not (torch.isfinite(rows).all() and torch.isfinite(noise_std).all()):
-        raise ValueError(
-            "Expected finite features at the last layer, got NaN or infinity; sample a picture with this model "
-            "first, and if it is black or noisy load the model in a wider dtype."
-        )
+    if structure not in STRUCTURES:
+        raise ValueError(f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}.")
     # Nodes run in inference mode, in which laplace-torch's gradients cannot be taken.
     with torch.inference_mode(False), torch.enable_grad():
-        scaled = rows.clone() * (math.sqrt(data_rows / len(rows)) / noise_std.clone())[:, None]
-        layer = torch.nn.Linear(geometry.width, geometry.out_features, bias=False)
-        layer.weight.data.copy_(matrix.clone().T)
-        targets = scaled @ layer.weight.detach().T
-        data = torch.utils.data.TensorDataset(scaled, targets)
-        laplace = KronLLLaplace(
+        hessian, weights = hessian.detach().double().clone(), weights.detach().double().clone()
+        width = geometry.width
+        # Normalised features span less than all dimensions, so H is often singular and has no Cholesky root.
+        values, vectors = torch.linalg.eigh(hessian)
+        rows = values.clamp(min=0).sqrt()[:, None] * vectors.T
+        # Output columns share H and λ and differ in the norm of their weights alone, which enters the marginal
+        # likelihood summed: one column of the root mean square has the same optimum.
+        column = weights.square().mean(1).sqrt()
+        layer = torch.nn.Linear(width, 1, bias=False, dtype=torch.float64)
+        layer.weight.data.copy_(column)
+        data = torch.utils.data.TensorDataset(rows, rows @ column[:, None])
+        kind = DiagLLLaplace if structure == "diag" else KronLLLaplace
+        laplace = kind(
             torch.nn.Sequential(torch.nn.Identity(), layer), "regression", last_layer_name="1", backend=CurvlinopsGGN
         )
-        laplace.fit(torch.utils.data.DataLoader(data, batch_size=4096))
-        laplace.optimize_prior_precision(method="marglik")
-        # The output factor of the exact GGN is a multiple of the identity.
-        (output_values, input_values), (_, vectors) = laplace.H.eigenvalues[0], laplace.H.eigenvectors[0]
-        return LaplaceHead(
-            geometry=geometry,
-            eigenvalues=(output_values.mean() * input_values).detach().clamp(min=0).contiguous(),
-            eigenvectors=vectors.detach().contiguous(),
-            prior_precision=float(laplace.prior_precision),
-            about=about,
-        )
+        laplace.fit(torch.utils.data.DataLoader(data, batch_size=512))
+        start = 1 / max(float(column.square().mean()), 1e-12)
+        laplace.optimize_prior_precision(method="marglik", init_prior_prec=start, n_steps=300, lr=0.05)
+        prior_precision = float(laplace.prior_precision)
+        if structure == "diag":
+            precision = DiagonalPrecision(laplace.posterior_precision.detach().float().contiguous())
+        else:
+            # The output factor of one column is a number.
+            (output_value, input_values), (_, basis) = laplace.H.eigenvalues[0], laplace.H.eigenvectors[0]
+            spectrum = (output_value * input_values).detach().clamp(min=0)
+            rank = width
+            if structure == "low-rank":
+                rank = leading_rank(spectrum, explained_variance)
+            precision = leading_spectrum(spectrum, basis.detach(), prior_precision, rank)
+    about = about | {"structure": precision.structure}
+    if precision.structure == "low-rank":
+        about |= {"rank": str(rank), "explained_variance": f"{explained_variance:g}"}
+    return LaplaceHead(geometry, precision, prior_precision, about)
+
+
+def leading_rank(spectrum: torch.Tensor, explained_variance: float) -> int:
+    """Number of leading eigenvalues that hold a share ``explained_variance`` of their sum."""
+    share = spectrum.sort(descending=True).values.cumsum(0) / spectrum.sum()
+    return min(len(spectrum), int((share < explained_variance).sum()) + 1)
+
+
+def leading_spectrum(
+    spectrum: torch.Tensor, basis: torch.Tensor, prior_precision: float, rank: int
+) -> SpectralPrecision:
+    """The posterior precision of H's ``rank`` leading eigenvectors, and one for the rest.
+
+    The rest gets the precision with which its γ², averaged over the data, is that of the full posterior; directions
+    of the data count in proportion to their energy there.
+
+    Args:
+        spectrum: ``(p,)`` eigenvalues of H.
+        basis: ``(p, p)`` its eigenvectors, in columns.
+        prior_precision: λ.
+    """
+    order = spectrum.argsort(descending=True)
+    lead, rest = spectrum[order[:rank]], spectrum[order[rank:]]
+    rest_precision = prior_precision
+    if float(rest.sum()) > 0:
+        rest_precision = float(rest.sum() / (rest / (rest + prior_precision)).sum())
+    values = (lead + prior_precision).float().contiguous()
+    return SpectralPrecision(basis[:, order[:rank]].float().contiguous(), values, rest_precision)

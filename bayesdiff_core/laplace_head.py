@@ -2,7 +2,13 @@
 
 For a linear layer under a Gaussian likelihood the generalised Gauss-Newton matrix is exact and Kronecker
 factored, ``H ⊗ I`` with ``H = Σ φ̃φ̃ᵀ / σ_n²``, so the posterior precision of every output column is
-``A = H + λI``. The mean W* stays inside the network; a head holds the covariance alone.
+``A = H + λI``. The mean W* stays inside the network; a head holds the covariance alone, in one of three shapes:
+
+============  ==============================================================================================
+``full``      A as it is
+``low-rank``  the leading spectrum of A as it is, and one precision for all directions that are left
+``diag``      the diagonal of A, as in the paper; correlations between features are lost
+============  ==============================================================================================
 """
 
 from __future__ import annotations
@@ -13,6 +19,82 @@ import torch
 
 from .features import LayerGeometry
 
+STRUCTURES = ("low-rank", "full", "diag")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralPrecision:
+    """``A = U diag(values) Uᵀ + rest (I - U Uᵀ)``: exact with all p eigenvectors, low-rank with fewer.
+
+    Attributes:
+        basis: ``(p, r)``, orthonormal columns U.
+        values: ``(r,)``, positive.
+        rest: precision of what is orthogonal to U; of no effect where r is p.
+    """
+
+    basis: torch.Tensor
+    values: torch.Tensor
+    rest: float
+
+    @property
+    def structure(self) -> str:
+        return "full" if self.basis.shape[0] == self.basis.shape[1] else "low-rank"
+
+    @property
+    def width(self) -> int:
+        return self.basis.shape[0]
+
+    def is_sound(self) -> bool:
+        return (
+            self.basis.ndim == 2
+            and self.basis.shape[0] >= self.basis.shape[1] == self.values.numel() > 0
+            and self.values.ndim == 1
+            and bool(torch.isfinite(self.basis).all() and torch.isfinite(self.values).all())
+            and bool((self.values > 0).all())
+            and 0 < self.rest < float("inf")
+        )
+
+    def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
+        within, energy = 0.0, 0.0
+        for basis, values in zip(self.basis.split(chunk, dim=1), self.values.split(chunk)):
+            square = geometry.apply(features, basis).square().movedim(geometry.channel_dim, -1)
+            within = within + square @ values.to(square).reciprocal()
+            energy = energy + square.sum(-1)
+        if self.structure == "full":
+            return within
+        return within + (geometry.square_norm(features) - energy).clamp(min=0) / self.rest
+
+    def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        basis = self.basis.to(noise.device)
+        coefficients = basis.T @ noise
+        inside = basis @ (coefficients * self.values.to(noise.device).rsqrt()[:, None])
+        if self.structure == "full":
+            return inside
+        return inside + (noise - basis @ coefficients) * self.rest**-0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagonalPrecision:
+    """``A = diag(values)``, values ``(p,)`` and positive: the paper's choice."""
+
+    values: torch.Tensor
+    structure = "diag"
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[0]
+
+    def is_sound(self) -> bool:
+        return self.values.ndim == 1 and bool(torch.isfinite(self.values).all() and (self.values > 0).all())
+
+    def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
+        # The bias column is a one, so it is its own square.
+        column = self.values.reciprocal()[:, None]
+        return geometry.apply(features.float().square(), column).squeeze(geometry.channel_dim)
+
+    def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        return noise * self.values.to(noise.device).rsqrt()[:, None]
+
 
 @dataclasses.dataclass(frozen=True)
 class LaplaceHead:
@@ -20,40 +102,30 @@ class LaplaceHead:
 
     Attributes:
         geometry: shape of the layer.
-        eigenvalues: ``(width,)`` eigenvalues of H, not negative.
-        eigenvectors: ``(width, width)`` eigenvectors of H, in columns.
+        precision: the posterior precision A of every output column.
         prior_precision: λ, one positive number.
         about: text metadata: the model the head belongs to and how it was fitted.
     """
 
     geometry: LayerGeometry
-    eigenvalues: torch.Tensor
-    eigenvectors: torch.Tensor
+    precision: SpectralPrecision | DiagonalPrecision
     prior_precision: float
     about: dict[str, str]
 
-    def covariance_root(self) -> torch.Tensor:
-        """``R`` of shape ``(width, width)`` with ``R Rᵀ = A⁻¹``."""
-        return self.eigenvectors * (self.eigenvalues + self.prior_precision).rsqrt()
-
-    def variance(self, features: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+    def variance(self, features: torch.Tensor, chunk: int = 512) -> torch.Tensor:
         """Predictive variance ``γ² = φ̃ᵀ A⁻¹ φ̃`` of the layer's output, the same for every output channel.
+
+        Under guidance, pass :func:`~.features.guided_features`.
 
         Args:
             features: the layer's input, see :meth:`LayerGeometry.rows`.
-            chunk: columns of the covariance root evaluated at once.
+            chunk: eigenvectors evaluated at once.
 
         Returns:
-            ``(n, h', w')`` for a convolution, ``(...)`` for a linear layer, in squared units of the output.
+            ``(n, h', w')`` for a convolution, ``(n, ...)`` for a linear layer, in squared units of the output.
         """
-        channel = 1 if self.geometry.kind == "conv2d" else -1
-        total = None
-        for columns in self.covariance_root().split(chunk, dim=1):
-            part = self.geometry.apply(features, columns).square().sum(channel)
-            total = part if total is None else total + part
-        return total
+        return self.precision.variance(self.geometry, features, chunk)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
         """One posterior draw of ``δW = W - W*``, of shape ``(width, out_features)``, float32 on the CPU."""
-        noise = torch.randn(self.geometry.width, self.geometry.out_features, generator=generator)
-        return self.covariance_root().cpu() @ noise
+        return self.precision.draw(torch.randn(self.geometry.width, self.geometry.out_features, generator=generator))

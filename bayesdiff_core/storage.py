@@ -11,31 +11,42 @@ import safetensors
 import safetensors.torch
 import torch
 
+from . import VERSION
 from .features import LayerGeometry
-from .laplace_head import LaplaceHead
+from .laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 
 FORMAT = "bayesdiff-laplace-head"
 FORMAT_VERSION = "1"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class HeadFileError(ValueError):
     """A file that holds no Laplace head this version can read."""
 
 
-def save_head(head: LaplaceHead, path: Path) -> None:
+def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write ``head`` to ``path``, whole or not at all.
 
+    Args:
+        dtype: of the stored eigenvectors; all else is small and stays float32.
+
     Raises:
-        OSError: the folder is not writable or the disk is full; no partial file is left.
+        OSError: the folder is not writable or the disk is full; an older file of that name is left as it was, and no
+            partial one beside it.
     """
+    precision = head.precision
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "pack_version": VERSION,
         "geometry": head.geometry.to_json(),
         "prior_precision": repr(head.prior_precision),
         "about": json.dumps(head.about),
     }
-    tensors = {"eigenvalues": head.eigenvalues.cpu(), "eigenvectors": head.eigenvectors.cpu().contiguous()}
+    tensors = {"precision": precision.values.float().cpu().contiguous()}
+    if isinstance(precision, SpectralPrecision):
+        tensors["basis"] = precision.basis.to(dtype).cpu().contiguous()
+        metadata["rest_precision"] = repr(precision.rest)
     content = safetensors.torch.save(tensors, metadata)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +89,11 @@ def load_head(path: Path) -> LaplaceHead:
     try:
         head = LaplaceHead(
             geometry=LayerGeometry.from_json(metadata["geometry"]),
-            eigenvalues=tensors["eigenvalues"].float(),
-            eigenvectors=tensors["eigenvectors"].float(),
+            precision=read_precision(tensors, metadata),
             prior_precision=float(metadata["prior_precision"]),
             about={str(k): str(v) for k, v in json.loads(metadata["about"]).items()},
         )
-        width = head.geometry.width
-        sound = (
-            head.eigenvalues.shape == (width,)
-            and head.eigenvectors.shape == (width, width)
-            and bool(torch.isfinite(head.covariance_root()).all())
-            and head.prior_precision > 0
-        )
+        sound = head.precision.is_sound() and head.precision.width == head.geometry.width and head.prior_precision > 0
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HeadFileError(
             f"Expected a complete Laplace head, but {name} lacks or garbles a part of it ({error!r}); fit and save "
@@ -97,7 +101,18 @@ def load_head(path: Path) -> LaplaceHead:
         ) from error
     if not sound:
         raise HeadFileError(
-            f"Expected a Laplace head of width {width} with finite values, but the tensors of {name} do not fit; "
+            f"Expected a Laplace head of width {head.geometry.width} with finite, positive precision, but the tensors of {name} do not fit; "
             "fit and save the head again."
         )
     return head
+
+
+def read_precision(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> SpectralPrecision | DiagonalPrecision:
+    values = tensors["precision"].float()
+    if "basis" not in tensors:
+        return DiagonalPrecision(values)
+    basis = tensors["basis"].float()
+    if tensors["basis"].dtype != torch.float32 and basis.shape[1] < basis.shape[0] and torch.isfinite(basis).all():
+        # A rounded basis is no longer orthonormal, and what it leaves over would be off by as much.
+        basis = torch.linalg.qr(basis)[0]
+    return SpectralPrecision(basis, values, float(metadata["rest_precision"]))

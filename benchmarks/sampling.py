@@ -20,7 +20,7 @@ in_process.import_host_and_pack()
 import nodes  # noqa: E402
 import torch  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
-from bayesdiff.host.fitting import fit_head, own_samples  # noqa: E402
+from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.nodes.sampler import KSamplerBayesDiff  # noqa: E402
 
@@ -55,7 +55,7 @@ def main() -> None:
     layer, latent = find_last_layer(model), {"samples": torch.zeros(arguments.batch, 4, 16, 16)}
     data = own_samples(model, positive, negative, latent, 32, 12, 3.0, seed=0)
     start = time.perf_counter()
-    head = fit_head(model, positive, negative, data, 4, 32768, 0, "own samples")
+    head = fit_head(model, as_examples(data, positive), negative, 3.0, 8, 0)
     print(f"fit of the head on {len(data)} samples: {time.perf_counter() - start:.1f} s")
 
     common = (model, 0, arguments.steps, 3.0, "euler", "normal", positive, negative, latent)

@@ -1,4 +1,4 @@
-"""The models folder of Laplace heads."""
+"""The models folder of Laplace heads, and folders of pictures to fit them on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 import folder_paths
+import numpy
+import torch
+from PIL import Image, ImageOps
 
 FOLDER = "laplace_heads"
+INPUT = "input"
 
 
 def register_folder() -> None:
@@ -36,3 +40,47 @@ def new_head_path(prefix: str) -> Path:
     root = folder_paths.get_folder_paths(FOLDER)[0]
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def picture_folders() -> list[str]:
+    """The input folder and the folders in it, by the names that a combo shows."""
+    root = Path(folder_paths.get_input_directory())
+    return [INPUT] + sorted(f"{INPUT}/{path.name}" for path in root.glob("*") if path.is_dir())
+
+
+def picture_paths(folder: str) -> list[Path]:
+    """The pictures directly in a folder that :func:`picture_folders` named, sorted by name.
+
+    Raises:
+        ValueError: there is no picture.
+    """
+    root = Path(folder_paths.get_input_directory())
+    path = root / folder.removeprefix(INPUT).lstrip("/")
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    found = [path / name for name in folder_paths.filter_files_content_types(names, ["image"])]
+    if not found:
+        raise ValueError(
+            f"Expected pictures in the folder {folder}, got none; put some there or choose another folder."
+        )
+    return found
+
+
+def picture_fingerprint(folder: str) -> list[tuple[str, int, int]]:
+    """Changes when a file in the folder does."""
+    path = Path(folder_paths.get_input_directory()) / folder.removeprefix(INPUT).lstrip("/")
+    stats = sorted((entry.name, entry.stat()) for entry in path.glob("*") if entry.is_file())
+    return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+
+
+def read_picture(path: Path) -> torch.Tensor:
+    """``(1, height, width, 3)`` in [0, 1]; what is transparent becomes white."""
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture)
+    return torch.from_numpy(numpy.array(canvas.convert("RGB"), dtype=numpy.float32) / 255)[None]
+
+
+def read_caption(path: Path) -> str | None:
+    """The text in the file beside a picture that has its name and the ending txt, or None."""
+    caption = path.with_suffix(".txt")
+    return caption.read_text(encoding="utf-8").strip() if caption.exists() else None

@@ -1,56 +1,37 @@
-"""Features for fitting a Laplace head, taken at noised latents through the host's own sampling path."""
+"""Features for fitting a Laplace head, from a model's own samples, from latents or from pictures."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..bayesdiff_core.fit import FeatureRows, ResidualNoise, fit_laplace_head
+from ..bayesdiff_core.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from .last_layer import LastLayer, describe_model, find_last_layer
+from .files import read_caption, read_picture
+from .last_layer import LastLayer, describe_model, find_last_layer, latent_downscale
+from .state import output_gain, visit_state
+from .tail import discover_last_layer
 
 # Pictures in one call of the network: small, so that a model that just fits its card can still be fitted.
 CALL_BATCH = 4
 
 
-class NoisedLatents(comfy.samplers.Sampler):
-    """Takes a sampler's place in the host, and instead of denoising calls the model on latents noised anew.
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Latents ``(n, ...)`` as the user sees them, and the conditioning that describes them all."""
 
-    A call at cfg 1 with a latent x0, a noise level sigma and noise eps shows the features that training saw, and
-    its residual, known because x0 is, is the noise of the likelihood.
-    """
-
-    def __init__(
-        self, layer: LastLayer, rows: FeatureRows, noise: ResidualNoise, levels: int, generator: torch.Generator,
-        progress: comfy.utils.ProgressBar,
-    ):  # fmt: skip
-        self.layer, self.rows, self.noise = layer, rows, noise
-        self.levels, self.generator, self.progress = levels, generator, progress
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        x0, sampling = latent_image, model_wrap.inner_model.model_sampling
-        # Stratified over the schedule, which is uniform over training's time steps.
-        shares = (torch.arange(self.levels) + torch.rand(self.levels, generator=self.generator)) / self.levels
-        for share in shares.clamp(1e-3, 1 - 1e-3).tolist():
-            sigma = torch.full((len(x0),), sampling.percent_to_sigma(share), device=x0.device)
-            eps = torch.randn(x0.shape, generator=self.generator).to(x0.device)
-            x = sampling.noise_scaling(sigma, eps, x0)
-            with self.layer.watched(lambda features, sigma=sigma: self.rows.add(features, float(sigma[0]))):
-                denoised = model_wrap(x, sigma, **extra_args)
-            self.noise.add((denoised - x0) / output_gain(sampling, sigma, x0), float(sigma[0]))
-            self.progress.update(1)
-        return x0
+    latents: torch.Tensor
+    positive: list
 
 
-def output_gain(sampling: torch.nn.Module, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """∂D/∂F, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
-    zero = torch.zeros_like(like)
-    return sampling.calculate_denoised(sigma, zero + 1, zero) - sampling.calculate_denoised(sigma, zero, zero)
+def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
+    """Latents under one conditioning, in batches that the network is called with."""
+    return [Example(batch, positive) for batch in latents.split(CALL_BATCH)]
 
 
 def own_samples(model: ModelPatcher, positive, negative, latent: dict, count: int, steps: int, cfg: float, seed: int):
@@ -70,49 +51,107 @@ def own_samples(model: ModelPatcher, positive, negative, latent: dict, count: in
     )  # fmt: skip
 
 
-def fit_head(
-    model: ModelPatcher, positive, negative, data: torch.Tensor, levels: int, max_rows: int, seed: int, source: str
-) -> LaplaceHead:
-    """Fit a Laplace head of ``model`` on latents.
+def encode_picture(vae, picture: torch.Tensor, latent: dict, downscale: int) -> torch.Tensor:
+    """A picture ``(1, h, w, 3)`` cropped and scaled to the size of ``latent``, encoded: ``(1, ...)``."""
+    height, width = (side * downscale for side in latent["samples"].shape[-2:])
+    scaled = comfy.utils.common_upscale(picture.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
+    return vae.encode(scaled)
 
-    Conditional and unconditional features count alike, because guidance reads both.
+
+def examples_from_images(model: ModelPatcher, vae, images: torch.Tensor, positive, latent: dict) -> list[Example]:
+    """Pictures ``(n, h, w, c)`` as a data set under one conditioning."""
+    bar, downscale = comfy.utils.ProgressBar(len(images)), latent_downscale(model)
+    encoded = []
+    for image in images:
+        encoded.append(encode_picture(vae, image[None, ..., :3], latent, downscale))
+        bar.update(1)
+    return as_examples(torch.cat(encoded), positive)
+
+
+def examples_from_folder(
+    model: ModelPatcher, vae, paths: list[Path], clip, positive, latent: dict
+) -> tuple[list[Example], int]:
+    """Picture files as a data set, each under its own caption where ``clip`` is given and a caption is there.
+
+    Returns:
+        the data set and how many captions were found.
+    """
+    bar, downscale, captions = comfy.utils.ProgressBar(len(paths)), latent_downscale(model), 0
+    plain, data = [], []
+    for path in paths:
+        encoded = encode_picture(vae, read_picture(path), latent, downscale)
+        caption = read_caption(path) if clip is not None else None
+        if caption is None:
+            plain.append(encoded)
+        else:
+            captions += 1
+            data.append(Example(encoded, clip.encode_from_tokens_scheduled(clip.tokenize(caption))))
+        bar.update(1)
+    if plain:
+        data += as_examples(torch.cat(plain), positive)
+    return data, captions
+
+
+def last_layer_for_fit(model: ModelPatcher, example: Example) -> LastLayer:
+    """The last layer by the table, or where that is silent by a look at a few calls of the network."""
+    try:
+        return find_last_layer(model)
+    except ValueError:
+        return discover_last_layer(model, example.positive, example.latents[:1])
+
+
+def fit_head(
+    model: ModelPatcher, data: list[Example], negative, cfg: float, levels: int, seed: int, structure: str = "low-rank",
+    explained_variance: float = 0.99, source: str = "",
+) -> LaplaceHead:  # fmt: skip
+    """Fit a Laplace head of ``model``.
+
+    A call of the network at a latent x0, a noise level sigma and noise eps shows the features that training saw, and
+    its residual, known because x0 is, is the noise of the likelihood.
 
     Args:
-        data: ``(n, ...)`` latents as the user sees them.
-        levels: noise levels at which each latent is seen, under each conditioning.
-        max_rows: feature rows kept in memory.
+        data: the data set.
+        cfg: guidance that the head is for. Guidance reads conditional and unconditional features, so both count
+            alike, but for a cfg of 1, which never looks at the negative prompt.
+        levels: noise levels at which each latent is seen under each conditioning, stratified over the schedule.
+        structure, explained_variance: see :func:`~..bayesdiff_core.fit.fit_laplace_head`.
         source: where ``data`` came from, for the head's metadata.
     """
-    layer = find_last_layer(model)
+    layer = last_layer_for_fit(model, data[0])
     generator = torch.Generator().manual_seed(seed)
-    batches = data.split(CALL_BATCH)
-    calls = 2 * levels * len(batches)
-    rows = FeatureRows(layer.geometry, max(1, max_rows // calls), generator)
-    sampling = model.get_model_object("model_sampling")
-    noise = ResidualNoise(float(sampling.sigma_min), float(sampling.sigma_max))
-    sampler = NoisedLatents(layer, rows, noise, levels, generator, comfy.utils.ProgressBar(calls))
-    for conditioning in (positive, negative):
-        for batch in batches:
-            comfy.sample.sample_custom(
-                model,
-                torch.zeros_like(batch),
-                1.0,
-                sampler,
-                torch.ones(2),
-                conditioning,
-                conditioning,
-                batch,
-                seed=seed,
-            )
+    hessian, weights = GaussNewton(layer.geometry, generator), None
+    prompts = 1 if cfg == 1 else 2
+    progress = comfy.utils.ProgressBar(levels * prompts * len(data))
+
+    def visit(denoise, x, sigma, x0):
+        nonlocal weights
+
+        def see(features):
+            nonlocal weights
+            if weights is None:
+                weights = layer.geometry.weights_of(layer.module.forward, features)
+            hessian.add_features(features)
+
+        with layer.watched(see):
+            denoised = denoise(x)
+        sampling = model.get_model_object("model_sampling")
+        hessian.add_residual((denoised - x0) / output_gain(sampling, sigma, x0))
+        progress.update(1)
+
+    for level in range(levels):
+        for example in data:
+            for conditioning in (example.positive, negative)[:prompts]:
+                share = (level + float(torch.rand((), generator=generator))) / levels
+                eps = torch.randn(example.latents.shape, generator=generator)
+                visit_state(model, example.latents, share, eps, conditioning, conditioning, 1.0, visit)
+        hessian.end_level()
+    pictures = sum(len(example.latents) for example in data)
     about = describe_model(model, layer) | {
         "data": source,
-        "images": str(len(data)),
-        "levels": str(levels),
+        "pictures": str(pictures),
+        "cfg": f"{cfg:g}",
         "seed": str(seed),
-        "noise_std_by_sigma_bin": " ".join(f"{value:.4g}" for value in noise.std().tolist()),
+        "noise_levels": str(levels),
+        "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
     }
-    features = torch.cat(rows.rows)
-    return fit_laplace_head(
-        layer.geometry, layer.geometry.matrix(layer.module), features, noise.of(torch.cat(rows.sigmas)),
-        rows.seen // (2 * levels), about,
-    )  # fmt: skip
+    return fit_laplace_head(layer.geometry, weights, hessian.matrix(pictures), structure, explained_variance, about)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -25,6 +25,12 @@ PATHS = (
     "proj_out",  # Qwen-Image, LTXV
     "clf.1",  # Stable Cascade
 )
+
+
+def eager() -> AbstractContextManager:
+    """Run compiled modules as they were written: once compiled, a module no longer sees hooks that come later."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,8 @@ class LastLayer:
         """Call ``see`` with the layer's input at every call of the network."""
         handle = self.module.register_forward_pre_hook(lambda module, args: see(args[0]))
         try:
-            yield
+            with eager():
+                yield
         finally:
             handle.remove()
 
@@ -65,27 +72,28 @@ class LastLayer:
 
         handle = self.module.register_forward_hook(add_deviation)
         try:
-            yield
+            with eager():
+                yield
         finally:
             handle.remove()
 
 
-def find_last_layer(model: ModelPatcher) -> LastLayer:
-    """The last layer of ``model``.
+def find_last_layer(model: ModelPatcher, path: str | None = None) -> LastLayer:
+    """The last layer of ``model``, by the table, or the one at ``path``.
 
     Raises:
-        ValueError: the model's family is not known.
+        ValueError: the model's family is not known, or it has no such layer.
     """
     network = model.model.diffusion_model
-    for path in PATHS:
+    for candidate in PATHS if path is None else [path]:
         module = network
-        for name in path.split("."):
+        for name in candidate.split("."):
             module = getattr(module, name, None)
         if module is not None:
-            return LastLayer(path, module, LayerGeometry.of(module))
+            return LastLayer(candidate, module, LayerGeometry.of(module))
     raise ValueError(
-        f"Expected a model whose last layer is known (one of {', '.join(PATHS)}), got {type(network).__name__}; "
-        "choose another model, or ask for this family in an issue."
+        f"Expected a model whose last layer is {' or '.join(PATHS if path is None else [path])}, got "
+        f"{type(network).__name__}, which has none; connect Fit Laplace Head, which finds it."
     )
 
 
@@ -95,16 +103,42 @@ def prediction_type(model: ModelPatcher) -> str:
     return next(c.__name__ for c in type(sampling).__mro__ if "calculate_denoised" in vars(c))
 
 
+def fingerprint(model: ModelPatcher, layer: LastLayer) -> str:
+    """Hash of the last layer's weights as they were loaded, whatever patches them now."""
+    digest = hashlib.sha256()
+    for _, patches in sorted(model.get_key_patches(f"diffusion_model.{layer.path}.").items()):
+        weight = patches[0][0].detach().cpu().contiguous()
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe_patches(model: ModelPatcher) -> str:
+    """What LoRAs and the like do to the model's weights: how many they patch, and a hash of it."""
+    digest = hashlib.sha256()
+    for key in sorted(model.patches, key=str):
+        for strength, value, strength_model, *_ in model.patches[key]:
+            digest.update(repr((key, strength, strength_model)).encode())
+            parts = getattr(value, "weights", value)
+            for part in parts if isinstance(parts, (tuple, list)) else [parts]:
+                if isinstance(part, torch.Tensor):
+                    digest.update(f"{float(part.float().sum()):.5g}".encode())
+    return f"{len(model.patches)} patched weights ({digest.hexdigest()[:8]})" if model.patches else "none"
+
+
 def describe_model(model: ModelPatcher, layer: LastLayer) -> dict[str, str]:
-    """What ties a head to a model, as text: all but ``weights`` must match for a head to be usable at all."""
-    weights = layer.geometry.matrix(layer.module).half().numpy().tobytes()
+    """What ties a head to a model, as text: all but what WARN_ONLY names must match for a head to be usable."""
     return {
+        "family": type(model.model.model_config).__name__,
         "network": type(model.model.diffusion_model).__name__,
         "layer": layer.path,
         "prediction": prediction_type(model),
         "latent_format": type(model.model.latent_format).__name__,
-        "weights": hashlib.sha256(weights).hexdigest()[:16],
+        "weights": fingerprint(model, layer),
+        "lora": describe_patches(model),
     }
+
+
+WARN_ONLY = {"weights": "another checkpoint of the same family", "lora": "other LoRAs or patches"}
 
 
 def check_head(head: LaplaceHead, model: ModelPatcher) -> LastLayer:
@@ -113,15 +147,18 @@ def check_head(head: LaplaceHead, model: ModelPatcher) -> LastLayer:
     Raises:
         ValueError: the head was fitted on a model of another kind.
     """
-    layer = find_last_layer(model)
+    try:
+        layer = find_last_layer(model, head.about.get("layer"))
+    except ValueError:
+        layer = find_last_layer(model)
     for key, got in describe_model(model, layer).items():
         wanted = head.about.get(key)
         if wanted == got:
             continue
-        if key == "weights":
+        if key in WARN_ONLY:
             logging.warning(
-                "BayesDiff: this Laplace head was fitted on other weights of the last layer (another checkpoint or "
-                "LoRA of the same family); fit a head on this model for exact figures."
+                f"BayesDiff: this Laplace head was fitted on {WARN_ONLY[key]} (the head's {key}: {wanted}, this "
+                f"model's: {got}); fit a head on this model for exact figures."
             )
         else:
             raise ValueError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bayesdiff_core.fit import require_laplace_torch
-from ..bayesdiff_core.storage import load_head, save_head
+from ..bayesdiff_core.laplace_head import STRUCTURES
+from ..bayesdiff_core.storage import DTYPES, load_head, save_head
 from ..host import files
-from ..host.fitting import fit_head, own_samples
+from ..host.fitting import as_examples, examples_from_folder, examples_from_images, fit_head, own_samples
 from ..host.last_layer import check_latent
 from .types import CATEGORY, LaplaceHeadType
 
 files.register_folder()
 
-OWN_SAMPLES = "the model's own samples"
-GIVEN_LATENTS = "the latents given"
+OWN_SAMPLES, LATENTS, IMAGES, FOLDER = "own samples", "latents", "images", "folder"
 
 
 class FitLaplaceHead(io.ComfyNode):
@@ -30,18 +30,17 @@ class FitLaplaceHead(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="Prompt to fit under; a typical one of yours is best."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt. Its features count as much."),
                 io.Latent.Input(
-                    "latent",
-                    tooltip="Encoded pictures to fit on, or for own samples any latent of the size that you sample at.",
+                    "latent", tooltip="An empty latent of the size that you sample at, or the latents to fit on."
                 ),
                 io.Combo.Input(
                     "fit_on",
-                    options=[OWN_SAMPLES, GIVEN_LATENTS],
+                    options=[OWN_SAMPLES, LATENTS, IMAGES, FOLDER],
                     default=OWN_SAMPLES,
-                    tooltip="Own samples need no data. Latents of real pictures tell the model about pictures that "
-                    "it would not draw by itself.",
+                    tooltip="Own samples: needs no data. Latents: those given. Images: those given, through the VAE. "
+                    "Folder: the pictures in a folder, through the VAE.",
                 ),
                 io.Int.Input(
-                    "images",
+                    "samples",
                     default=32,
                     min=1,
                     max=4096,
@@ -49,50 +48,97 @@ class FitLaplaceHead(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Sampling steps of each own sample."),
                 io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance of the own samples."
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="The guidance that you sample with. At 1 the negative prompt does not count.",
                 ),
                 io.Int.Input(
                     "noise_levels",
-                    default=4,
+                    default=8,
                     min=1,
                     max=64,
                     tooltip="At how many noise levels each picture is seen. More are slower and more exact.",
                 ),
-                io.Int.Input(
-                    "max_rows",
-                    default=32768,
-                    min=1024,
-                    max=1048576,
-                    step=1024,
-                    tooltip="Feature rows kept in memory. Above ten times the width of the layer more hardly matter.",
+                io.Combo.Input(
+                    "structure",
+                    options=list(STRUCTURES),
+                    default=STRUCTURES[0],
+                    tooltip="Low-rank: nearly exact and small. Full: exact. Diag: the paper's, without correlations.",
+                ),
+                io.Float.Input(
+                    "explained_variance",
+                    default=0.99,
+                    min=0.5,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="Low-rank only: share of the features' energy that is kept exact.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="Seed of samples, noise and choice of rows.",
+                    tooltip="Seed of samples, noise and choice of positions.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=files.picture_folders(),
+                    default=files.INPUT,
+                    tooltip="Folder of pictures, in ComfyUI's input folder. A file of the same name that ends in txt "
+                    "is a caption.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="Pictures to fit on."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes images and folders; the model's own."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Encodes the captions of a folder; without it the prompt serves."
                 ),
             ],
             outputs=[LaplaceHeadType.Output("head", tooltip="The posterior of the model's last layer.")],
         )
 
     @classmethod
+    def fingerprint_inputs(cls, fit_on=OWN_SAMPLES, folder=files.INPUT, **inputs):
+        return files.picture_fingerprint(folder) if fit_on == FOLDER else None
+
+    @classmethod
     def execute(
-        cls, model, positive, negative, latent, fit_on, images, steps, cfg, noise_levels, max_rows, seed
-    ) -> io.NodeOutput:
+        cls, model, positive, negative, latent, fit_on, samples, steps, cfg, noise_levels, structure,
+        explained_variance, seed, folder, image=None, vae=None, clip=None,
+    ) -> io.NodeOutput:  # fmt: skip
         require_laplace_torch()
         check_latent(model, latent)
+        source = fit_on
         if fit_on == OWN_SAMPLES:
-            data = own_samples(model, positive, negative, latent, images, steps, cfg, seed)
-        elif not latent["samples"].any():
-            raise ValueError(
-                "Expected a latent of encoded pictures to fit on, got an empty latent; connect VAE Encode, or choose "
-                f"'{OWN_SAMPLES}'."
-            )
+            drawn = own_samples(model, positive, negative, latent, samples, steps, cfg, seed)
+            data = as_examples(drawn, positive)
+        elif fit_on == LATENTS:
+            if not latent["samples"].any():
+                raise ValueError(
+                    "Expected a latent of encoded pictures to fit on, got an empty latent; connect VAE Encode, or set "
+                    f"fit_on to '{OWN_SAMPLES}'."
+                )
+            data = as_examples(latent["samples"], positive)
         else:
-            data = latent["samples"]
-        return io.NodeOutput(fit_head(model, positive, negative, data, noise_levels, max_rows, seed, fit_on))
+            missing = [name for name, given in (("vae", vae), ("image", image)) if given is None]
+            if fit_on == FOLDER:
+                missing = [name for name in missing if name != "image"]
+            if missing:
+                raise ValueError(
+                    f"Expected the input {' and the input '.join(missing)} to fit on '{fit_on}', got nothing there; "
+                    f"connect it, or set fit_on to '{OWN_SAMPLES}'."
+                )
+            if fit_on == IMAGES:
+                data = examples_from_images(model, vae, image, positive, latent)
+            else:
+                paths = files.picture_paths(folder)
+                data, captions = examples_from_folder(model, vae, paths, clip, positive, latent)
+                source = f"{folder}, {captions} of {len(paths)} with captions"
+        head = fit_head(model, data, negative, cfg, noise_levels, seed, structure, explained_variance, source)
+        return io.NodeOutput(head)
 
 
 class SaveLaplaceHead(io.ComfyNode):
@@ -109,14 +155,20 @@ class SaveLaplaceHead(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix", default="head", tooltip="Name of the file; a counter is added to it."
                 ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="float32",
+                    tooltip="float16 halves the file and changes variances by less than a thousandth.",
+                ),
             ],
             outputs=[LaplaceHeadType.Output("head_out", display_name="head", tooltip="The same head.")],
         )
 
     @classmethod
-    def execute(cls, head, filename_prefix) -> io.NodeOutput:
+    def execute(cls, head, filename_prefix, dtype) -> io.NodeOutput:
         path = files.new_head_path(filename_prefix)
-        save_head(head, path)
+        save_head(head, path, DTYPES[dtype])
         return io.NodeOutput(head, ui={"text": [f"Saved {path.name}"]})
 
 

@@ -10,7 +10,7 @@ in_process.import_host_and_pack()
 
 import torch  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
-from bayesdiff.host.fitting import fit_head, own_samples  # noqa: E402
+from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +33,4 @@ def demo_head(demo):
     with torch.inference_mode():
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
         data = own_samples(model, positive, negative, latent, count=8, steps=8, cfg=3.0, seed=0)
-        return fit_head(model, positive, negative, data, levels=4, max_rows=4096, seed=0, source="test")
+        return fit_head(model, as_examples(data, positive), negative, cfg=3.0, levels=4, seed=0, source="test")

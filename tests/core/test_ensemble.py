@@ -6,7 +6,7 @@ import pytest
 import torch
 from bayesdiff.bayesdiff_core.ensemble import EnsembleVariance
 from bayesdiff.bayesdiff_core.features import LayerGeometry
-from bayesdiff.bayesdiff_core.laplace_head import LaplaceHead
+from bayesdiff.bayesdiff_core.laplace_head import DiagonalPrecision, LaplaceHead
 from comfy.k_diffusion import sampling
 
 SPREAD, TAU, SIGMA_MAX = 0.5, 0.2, 10.0
@@ -32,7 +32,7 @@ def test_uncertain_mean_of_gaussian_data(name):
     """With μ ~ N(0, τ²), the probability-flow ODE ends at μ + s/√(s² + σ²)(x_T - μ): Var = τ²(1 - s/√(s² + σ²))²."""
     certain, uncertain = 1e12, 1 / TAU**2
     head = LaplaceHead(
-        LayerGeometry("linear", 2, 1, bias=False), torch.tensor([certain, uncertain]), torch.eye(2), 1e-9, {}
+        LayerGeometry("linear", 2, 1, bias=False), DiagonalPrecision(torch.tensor([certain, uncertain])), 1e-9, {}
     )
     sigmas = sampling.get_sigmas_karras(60, 0.01, SIGMA_MAX)
     noise = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX

@@ -1,32 +1,58 @@
 """Head files: round trip, and every way in which a file can be wrong."""
 
+import dataclasses
 import json
+import multiprocessing
 import os
 
 import pytest
 import safetensors.torch
 import torch
-from bayesdiff.bayesdiff_core import storage
 from bayesdiff.bayesdiff_core.features import LayerGeometry
-from bayesdiff.bayesdiff_core.laplace_head import LaplaceHead
+from bayesdiff.bayesdiff_core.laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 from bayesdiff.bayesdiff_core.storage import HeadFileError, load_head, save_head
+
+
+def make_head(rank: int | None = None, in_channels: int = 2) -> LaplaceHead:
+    generator = torch.Generator().manual_seed(0)
+    geometry = LayerGeometry.of(torch.nn.Conv2d(in_channels, 3, 3, padding=1))
+    basis = torch.linalg.qr(torch.randn(geometry.width, geometry.width, generator=generator))[0][:, :rank].contiguous()
+    values = 0.1 + 1e4 ** torch.rand(basis.shape[1], generator=generator)
+    return LaplaceHead(geometry, SpectralPrecision(basis, values, 0.4), 0.25, {"network": "UNet"})
 
 
 @pytest.fixture
 def head():
-    generator = torch.Generator().manual_seed(0)
-    geometry = LayerGeometry.of(torch.nn.Conv2d(2, 3, 3, padding=1))
-    vectors = torch.linalg.qr(torch.randn(geometry.width, geometry.width, generator=generator))[0]
-    return LaplaceHead(geometry, torch.rand(geometry.width, generator=generator), vectors, 0.25, {"network": "UNet"})
+    return make_head()
 
 
-def test_round_trip(head, tmp_path):
+@pytest.mark.parametrize("shape", ["full", "low-rank", "diag"])
+def test_round_trip(tmp_path, shape):
+    head = make_head(7 if shape == "low-rank" else None)
+    if shape == "diag":
+        head = dataclasses.replace(head, precision=DiagonalPrecision(head.precision.values))
     save_head(head, tmp_path / "sub" / "head.safetensors")
     loaded = load_head(tmp_path / "sub" / "head.safetensors")
+    assert loaded.precision.structure == shape
     assert loaded.geometry == head.geometry
-    assert torch.equal(loaded.eigenvalues, head.eigenvalues) and torch.equal(loaded.eigenvectors, head.eigenvectors)
+    assert torch.equal(loaded.draw(torch.Generator().manual_seed(1)), head.draw(torch.Generator().manual_seed(1)))
     assert loaded.prior_precision == head.prior_precision and loaded.about == head.about
     assert os.listdir(tmp_path / "sub") == ["head.safetensors"]
+
+
+@pytest.mark.parametrize("rank", [None, 40])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_half_precision_halves_the_file_and_hardly_changes_the_variance(tmp_path, rank, dtype, limit):
+    head = make_head(rank, in_channels=32)
+    sizes = []
+    for stored in (torch.float32, dtype):
+        save_head(head, tmp_path / "head.safetensors", stored)
+        sizes.append((tmp_path / "head.safetensors").stat().st_size)
+    loaded = load_head(tmp_path / "head.safetensors")
+    assert sizes[1] < 0.6 * sizes[0]
+    features = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(1)) + 2
+    error = (loaded.variance(features) / head.variance(features) - 1).abs()
+    assert 0 < error.max() < limit
 
 
 def test_a_file_that_is_cut_short(head, tmp_path):
@@ -58,6 +84,8 @@ def test_other_files_are_refused(head, tmp_path):
         ({"geometry": '{"kind": "linear", "in_features": 5, "out_features": 1, "bias": true}'}, "do not fit"),
         ({"prior_precision": "many"}, "lacks or garbles"),
         ({"prior_precision": "-1.0"}, "do not fit"),
+        ({"rest_precision": "0.0"}, "do not fit"),
+        ({"rest_precision": "inf"}, "do not fit"),
         ({"about": "[1]"}, "lacks or garbles"),
     ],
 )
@@ -71,29 +99,39 @@ def test_metadata_that_does_not_fit(head, tmp_path, change, message):
         load_head(path)
 
 
-def test_values_that_are_not_finite(head, tmp_path):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_precisions_that_cannot_be(head, tmp_path, value):
     path = tmp_path / "head.safetensors"
-    head.eigenvalues[2] = float("nan")
+    head.precision.values[2] = value
     save_head(head, path)
-    with pytest.raises(HeadFileError, match="finite values"):
+    with pytest.raises(HeadFileError, match="finite, positive precision"):
         load_head(path)
 
 
-def test_nothing_is_left_when_the_disk_is_full(head, tmp_path, monkeypatch):
+def save_on_a_full_disk(path):
+    """A limit on the size of files stands in for the disk's end: the write itself fails, part of it done."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        save_head(make_head(in_channels=16), path)
+    except OSError:
+        os._exit(7)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(head, tmp_path):
+    pytest.importorskip("resource", reason="limits of a process are Unix's")
     path = tmp_path / "head.safetensors"
     save_head(head, path)
     before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_head(head, path)
+    process = multiprocessing.get_context("fork").Process(target=save_on_a_full_disk, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7, "the write failed"
     assert os.listdir(tmp_path) == ["head.safetensors"] and path.read_bytes() == before
 
 
 def test_about_is_text_that_survives(head, tmp_path):
-    strange = LaplaceHead(head.geometry, head.eigenvalues, head.eigenvectors, 1.0, {"data": json.dumps({"ü": "\n\"'"})})
+    strange = dataclasses.replace(head, about={"data": json.dumps({"ü": "\n\"'"})})
     save_head(strange, tmp_path / "head.safetensors")
     assert load_head(tmp_path / "head.safetensors").about == strange.about

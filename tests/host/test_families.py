@@ -9,9 +9,13 @@ from pathlib import Path
 import nodes
 import pytest
 import torch
-from bayesdiff.host.fitting import fit_head, own_samples
+from bayesdiff.bayesdiff_core.fit import fit_laplace_head
+from bayesdiff.host.denoised import denoised_variance
+from bayesdiff.host.fitting import as_examples, fit_head, own_samples
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.host.sampling import RunsProgress, run_within
+from bayesdiff.host.state import visit_state
+from bayesdiff.host.tail import discover_last_layer, read_tail
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 
 sys.path.append(str(Path(__file__).parent))
@@ -86,9 +90,52 @@ def test_perturbing_is_changing_the_weights(setup):
 
 def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
     data = own_samples(setup.model, setup.positive, setup.negative, setup.latent, 3, 2, CFG, seed=0)
-    head = fit_head(setup.model, setup.positive, setup.negative, data, 2, 1024, 0, "test")
+    head = fit_head(setup.model, as_examples(data, setup.positive), setup.negative, CFG, 2, 0)
     expected = setup.stock()
     latent, uncertainty, scores = KSamplerBayesDiff.execute(*setup.settings(), 1.0, head, 3).args
     assert torch.equal(latent["samples"], expected)
     assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
     assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
+
+
+def test_last_layer_is_discovered_without_the_table(setup):
+    latent = setup.latent["samples"][:1]
+    assert discover_last_layer(setup.model, setup.positive, latent).path == setup.path
+
+
+def random_head(layer):
+    """A head with a dense covariance of random features."""
+    width, generator = layer.geometry.width, torch.Generator().manual_seed(1)
+    root = torch.randn(width, 2 * width, generator=generator)
+    weights = torch.randn(width, layer.geometry.out_features, generator=generator)
+    return fit_laplace_head(layer.geometry, weights, root @ root.T, "full", 1.0, {})
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
+    """Each eigenvector of the posterior, added to every output column, moves a latent element by what it adds."""
+    layer, head = find_last_layer(setup.model), random_head(find_last_layer(setup.model))
+    latent = setup.latent["samples"][:1]
+    eps = torch.randn(latent.shape, generator=torch.Generator().manual_seed(2))
+    conditions = setup.positive, setup.negative, cfg
+    tail = read_tail(setup.model, layer, setup.positive, latent)
+    variance = denoised_variance(setup.model, layer, tail, head, latent, 0.6, eps, *conditions)
+
+    brute_force = []
+
+    def visit(denoise, x, sigma, x0):
+        plain, total = denoise(x).double(), 0.0
+        # Large enough to stand above float32 rounding; the output is linear in it.
+        size = 30.0
+        for vector, value in zip(head.precision.basis.T, head.precision.values):
+            with layer.perturbed(size * vector[:, None].expand(-1, layer.geometry.out_features)):
+                total = total + ((denoise(x).double() - plain) / size).square() / value
+        brute_force.append(total)
+
+    visit_state(setup.model, latent, 0.6, eps, *conditions, visit)
+    scale = setup.model.model.latent_format.process_out(torch.ones_like(latent)) - (
+        setup.model.model.latent_format.process_out(torch.zeros_like(latent))
+    )
+    expected = (brute_force[0] * scale.double().square()).float()
+    assert variance.shape == latent.shape
+    assert torch.allclose(variance, expected, rtol=1e-3, atol=1e-4 * float(expected.mean()))

@@ -31,7 +31,7 @@ CONNECTIONS = dict(model=["demo", 0], positive=["demo", 1], negative=["demo", 2]
 
 def base_graph(**fit) -> dict:
     fit = (
-        dict(fit_on="the model's own samples", images=8, steps=6, cfg=3.0, noise_levels=2, max_rows=2048, seed=0) | fit
+        dict(fit_on="own samples", samples=8, steps=6, cfg=3.0, noise_levels=2, structure="low-rank", explained_variance=0.99, seed=0, folder="input") | fit
     )
     return {
         "demo": node("BayesDiffDemoModel", prompt="owl"),
@@ -171,7 +171,7 @@ def test_progress_counts_the_steps_of_all_runs(server):
 def saved_head(server):
     """The fitted head, saved by the node: ``(file name, scores that it gives when used directly)``."""
     graph = with_sampler(base_graph(), seed=41)
-    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="owl/emoji")
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="owl/emoji", dtype="float32")
     entry = server.run(graph)
     assert entry["outputs"]["keep"]["text"] == ["Saved emoji_00001_.safetensors"]
     return "owl/emoji_00001_.safetensors", scores(entry)
@@ -199,7 +199,8 @@ def test_a_changed_file_is_read_again(server, saved_head):
     assert scores(server.run(loading("owl/wide.safetensors"))) == expected
     head = load_head(path)
     save_head(
-        dataclasses.replace(head, eigenvalues=head.eigenvalues / 4, prior_precision=head.prior_precision / 4), copy_path
+        dataclasses.replace(head, precision=dataclasses.replace(head.precision, values=head.precision.values / 4)),
+        copy_path,
     )
     assert scores(server.run(loading("owl/wide.safetensors"))) != expected
 
@@ -252,12 +253,12 @@ def test_a_latent_of_another_model_is_one_sentence(server):
 
 def test_fitting_on_an_empty_latent_is_one_sentence(server):
     with pytest.raises(comfy_server.PromptFailed, match="got an empty latent; connect VAE Encode"):
-        server.run(with_sampler(base_graph(fit_on="the latents given")))
+        server.run(with_sampler(base_graph(fit_on="latents")))
 
 
 def test_a_head_cannot_be_saved_outside_its_folder(server):
     graph = copy.deepcopy(base_graph())
-    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="../../outside")
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="../../outside", dtype="float16")
     with pytest.raises(comfy_server.PromptFailed):
         server.run(graph)
     assert not list(server.folder.rglob("outside*"))
@@ -265,7 +266,7 @@ def test_a_head_cannot_be_saved_outside_its_folder(server):
 
 def test_fitting_on_given_latents_and_repairing_with_a_mask(server):
     """Encoded pictures as data, and our sampler itself as the repair: the mask stays where it was put."""
-    graph = with_sampler(base_graph(fit_on="the latents given"), members=2)
+    graph = with_sampler(base_graph(fit_on="latents"), members=2)
     graph["fit"]["inputs"]["latent"] = ["encoded", 0]
     graph["picture"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0xFFAA33)
     graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["demo", 3])

@@ -1,0 +1,144 @@
+"""The way from a last layer's outputs to latent elements, read off the model itself.
+
+After its last layer a network only reorders (unpatchify, crop, drop the learned sigma, slice the picture's tokens,
+negate). Which output lands where is found by replacing the outputs by their own numbers and looking at what arrives,
+so that no family needs code of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import contextmanager
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.features import LayerGeometry
+from .last_layer import LastLayer, eager
+from .state import visit_state
+
+# Small enough to pass through bfloat16 unharmed.
+DIGIT = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """Where the outputs of a last layer land.
+
+    Attributes:
+        geometry: of the last layer.
+        index: ``latent.shape[1:]``, the number of the output (of one picture, flattened in the layer's own layout)
+            that each latent element is.
+        sign: the same shape, 1 or -1 where the tail negates.
+        outputs: how many outputs a picture has.
+    """
+
+    geometry: LayerGeometry
+    index: torch.Tensor
+    sign: torch.Tensor
+    outputs: int
+
+    def to_latent(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The latent ``(n, ...)`` that outputs ``(n, ...)`` of the last layer become."""
+        return outputs.flatten(1)[:, self.index.to(outputs.device)] * self.sign.to(outputs.device)
+
+    def variance_to_latent(self, variance: torch.Tensor) -> torch.Tensor:
+        """Variance of every latent element, from γ² ``(n, ...)`` of every output position."""
+        flat = variance.flatten(1)
+        if self.geometry.kind == "conv2d":
+            position = self.index % flat.shape[1]
+        else:
+            position = self.index // self.geometry.out_features
+        return flat[:, position.to(flat.device)]
+
+
+@contextmanager
+def replaced(module: torch.nn.Module, make_output):
+    """Put ``make_output(output)`` in the place of what ``module`` returns."""
+    handle = module.register_forward_hook(lambda module, args, output: make_output(output))
+    try:
+        with eager():
+            yield
+    finally:
+        handle.remove()
+
+
+def read_tail(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Tail:
+    """Find where the outputs of ``layer`` land; costs a few calls of the network.
+
+    Args:
+        positive: conditioning to call the network with.
+        latent: ``(1, ...)``, of the size that is asked about.
+
+    Raises:
+        ValueError: what follows the layer is more than a reordering, so this is not the last layer.
+    """
+    found: list[Tail] = []
+
+    def visit(denoise, x, sigma, x0):
+        def arriving(make_values) -> torch.Tensor:
+            """What the network returns, where the outputs of the layer are ``make_values(their numbers)``."""
+            seen, shape = [], None
+
+            def make_output(output):
+                nonlocal shape
+                shape = output.shape
+                numbers = torch.arange(output[0].numel(), device=output.device).reshape(output.shape[1:])
+                return make_values(numbers).to(output.dtype).expand_as(output)
+
+            with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
+                denoise(x)
+            if shape is None or seen[0].shape[1:] != x.shape[1:]:
+                raise ValueError(f"Expected {layer.path} to make outputs that become a latent; it does not.")
+            arriving.outputs = shape[1:].numel()
+            return seen[0][0].double()
+
+        offset = arriving(torch.zeros_like)
+        sign = arriving(torch.ones_like) - offset
+        if not torch.all(sign.abs() == 1):
+            raise ValueError(
+                f"Expected the outputs of {layer.path} to be reordered only, but the network goes on computing with "
+                "them."
+            )
+        index, power = torch.zeros_like(sign), 1
+        while power < arriving.outputs:
+            digit = (arriving(lambda numbers, power=power: numbers // power % DIGIT) - offset) * sign
+            index += digit.round() * power
+            power *= DIGIT
+        found.append(Tail(layer.geometry, index.long().cpu(), sign.float().cpu(), arriving.outputs))
+
+    visit_state(model, latent, 0.5, torch.zeros_like(latent), positive, positive, 1.0, visit)
+    return found[0]
+
+
+def discover_last_layer(model: ModelPatcher, positive, latent: torch.Tensor) -> LastLayer:
+    """The last layer of a network that the table does not know: the latest called one whose outputs are the latent.
+
+    Raises:
+        ValueError: no layer of the network is one.
+    """
+    network, called = model.model.diffusion_model, []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: called.append((name, module)))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with eager():
+            visit_state(
+                model, latent, 0.5, torch.zeros_like(latent), positive, positive, 1.0,
+                lambda denoise, x, sigma, x0: denoise(x),
+            )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in reversed(called):
+        try:
+            layer = LastLayer(name, module, LayerGeometry.of(module))
+            read_tail(model, layer, positive, latent)
+            return layer
+        except ValueError:
+            continue
+    raise ValueError(
+        f"Expected a model that ends in a linear layer or a convolution, got {type(network).__name__}, which does not; "
+        "choose another model."
+    )
