@@ -10,7 +10,7 @@ Stages, each resumes from its own checkpoint in the work folder:
 1. ``data``: 128-px RGB images on white, one caption (category, subcategory, words of the name) each.
 2. ``vae``: an autoencoder in TAESD's layout (the host's own class), trained on 64-px crops.
 3. ``unet``: an eps-prediction ``UNetModel`` (the host's own class) on the encoded latents.
-4. ``export``: float16 safetensors beside this file.
+4. ``export``: float16 safetensors beside this file, and some of the images in ``pictures/``.
 
 Run with the interpreter of a ComfyUI that ``python dev.py host`` made::
 
@@ -383,6 +383,20 @@ def train_unet(
 # ---------------------------------------------------------------- export
 
 
+PICTURES = 48
+
+
+def export_pictures(images: torch.Tensor, records: list[dict]) -> None:
+    """A few images of every focus category, to fit Laplace heads on; a file's name is its prompt."""
+    folder = HERE / "pictures"
+    folder.mkdir(exist_ok=True)
+    chosen = [i for i, record in enumerate(records) if record["category"] in FOCUS]
+    chosen.sort(key=lambda i: (records[i]["category"], records[i]["name"]))
+    for i in chosen[:: len(chosen) // PICTURES][:PICTURES]:
+        picture = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+        picture.save(folder / f"{records[i]['name']}.webp", quality=90)
+
+
 def export(records: list[dict], vocabulary: dict[str, int], work: Path) -> None:
     vae = load_trained_vae(work)
     half = {k: v.half().contiguous() for k, v in vae.state_dict().items() if v.ndim}
@@ -443,6 +457,7 @@ def main() -> None:
         train_unet(latents, ids, focus, len(vocabulary), arguments.work, arguments.unet_minutes, arguments.unet_batch)
     if arguments.stage in ("all", "export"):
         export(records, vocabulary, arguments.work)
+        export_pictures(images, records)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -16,9 +17,9 @@ WRAPPER_KEY = "bayesdiff_guided"
 COND, UNCOND = 0, 1
 
 
-def latent_gain(model: ModelPatcher, like: torch.Tensor) -> torch.Tensor:
+def latent_gain(model: BaseModel, like: torch.Tensor) -> torch.Tensor:
     """Slope of the latent that the user sees in that of the model's own space, element by element."""
-    one, zero = (model.model.latent_format.process_out(torch.full_like(like, value)) for value in (1.0, 0.0))
+    one, zero = (model.process_latent_out(torch.full_like(like, value)) for value in (1.0, 0.0))
     return one - zero
 
 
@@ -65,7 +66,7 @@ def denoised_variance(
             features = guided_features(features, parts[UNCOND][0], cfg)
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
         variance = tail.variance_to_latent(head.variance(features)) * gain.square()
-        found.append(variance * latent_gain(model, x).square())
+        found.append(variance * latent_gain(model.model, x).square())
 
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, apply_model)

@@ -17,7 +17,7 @@ GRAPH, OUTPUT = ROOT / "tests" / "graphs" / "quickstart.json", ROOT / "demo_outp
 
 
 class Progress:
-    """One line a node: its title, and how far it is."""
+    """One line a node: its title, and on a terminal how far it is."""
 
     def __init__(self, graph: dict):
         self.titles = {node_id: node["_meta"]["title"] for node_id, node in graph.items()}
@@ -28,8 +28,8 @@ class Progress:
         if node_id != self.node:
             self.node = node_id
             print(f"\n  {title}", end="", flush=True)
-        if maximum > 1:
-            print(f"\r  {title}: {value} of {maximum}", end="", flush=True)
+        if maximum > 1 and sys.stdout.isatty():
+            print(f"\r  {title}: {value} of {maximum}\033[K", end="", flush=True)
 
 
 def main() -> int:

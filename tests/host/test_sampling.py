@@ -208,4 +208,50 @@ def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
 
 def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
     check_head(dataclasses.replace(demo_head, about=demo_head.about | {"weights": "other"}), demo[0])
-    assert "fitted on other weights" in caplog.text
+    assert "fitted on another checkpoint of the same family (the head's weights: other" in caplog.text
+
+
+# ---------------------------------------------------------------- other ways to run a model
+
+
+def test_a_compiled_model_is_sampled_as_it_is_and_its_uncertainty_found(demo, demo_head):
+    """A compiled network does not see hooks that come after its compilation; its members run uncompiled."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    compiled = demo[0].clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    compiled_demo = (compiled, *demo[1:])
+    expected = stock(compiled_demo, EMPTY)
+    latent, uncertainty, _ = ours(compiled_demo, demo_head, EMPTY)
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert torch.allclose(uncertainty.variance, ours(demo, demo_head, EMPTY)[1].variance, rtol=0.05)
+    assert torch.equal(stock(compiled_demo, EMPTY)["samples"], expected["samples"])
+
+
+def regional(demo):
+    """A second positive prompt for the right half alone, by the stock nodes."""
+    model, positive, negative, vae = demo
+    right = nodes.ConditioningSetAreaPercentage().append(negative, 0.5, 1.0, 0.5, 0.0, 1.0)[0]
+    return model, positive + right, negative, vae
+
+
+def test_regional_prompts(demo, demo_head):
+    """Each prompt's call is perturbed by the same draw, wherever in the picture it counts."""
+    expected = stock(regional(demo), EMPTY)
+    latent, uncertainty, _ = ours(regional(demo), demo_head, EMPTY)
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert not torch.equal(latent["samples"], stock(demo, EMPTY)["samples"])
+    plain = ours(demo, demo_head, EMPTY)[1]
+    ratio = uncertainty.std_map() / plain.std_map()
+    left, right = ratio[:, :, :6].log().abs().mean(), ratio[:, :, 10:].log().abs().mean()
+    assert left < right
+
+
+def test_prompts_evaluated_apart_give_the_same_map(demo, demo_head, monkeypatch):
+    """Where memory is short the host calls the network for each prompt alone."""
+    together = ours(demo, demo_head, EMPTY)[1].variance
+    monkeypatch.setattr(demo[0].model, "memory_usage_factor", 1e12)
+    expected = stock(demo, EMPTY)
+    latent, apart, _ = ours(demo, demo_head, EMPTY)
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert torch.allclose(apart.variance, together, rtol=0.02)

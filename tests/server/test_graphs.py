@@ -205,6 +205,23 @@ def test_a_changed_file_is_read_again(server, saved_head):
     assert scores(server.run(loading("owl/wide.safetensors"))) != expected
 
 
+def test_a_fit_that_is_cancelled_leaves_no_file_and_no_trace(server):
+    before = saved_latent(server, server.run(stock_graph("before_fit", seed=51)))
+    started = threading.Event()
+    server.on_progress = lambda node_id, value, maximum: node_id == "fit" and value > 3 and started.set()
+    graph = base_graph(samples=400)
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="cancelled", dtype="float16")
+    prompt = server.queue(graph)
+    assert started.wait(120), "the fit reports its progress"
+    server.interrupt()
+    with pytest.raises(comfy_server.PromptInterrupted):
+        server.wait(prompt, seconds=60)
+    server.on_progress = None
+    assert not list((server.folder / "models").rglob("cancelled*"))
+    server.run(stock_graph("other_fit", seed=52))
+    assert torch.equal(saved_latent(server, server.run(stock_graph("after_fit", seed=51))), before)
+
+
 def place(server, name: str, content: bytes) -> str:
     folder = server.folder / "models" / "laplace_heads"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,54 @@
+"""Time and memory of a function, for benchmarks."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+
+
+class PeakMemory:
+    """Peak of this process's memory within a ``with`` block, above what it was before, in MiB (``mib``).
+
+    On a GPU the peak of the allocator, otherwise the process's resident memory, looked at every millisecond.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self.process, self.mib, self.done = psutil.Process(), 0.0, threading.Event()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.before = self.process.memory_info().rss
+            self.thread = threading.Thread(target=self._watch)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.001):
+            self.mib = max(self.mib, (self.process.memory_info().rss - self.before) / 2**20)
+
+    def __exit__(self, *_) -> None:
+        if torch.cuda.is_available():
+            self.mib = (torch.cuda.max_memory_allocated() - self.before) / 2**20
+        else:
+            self.done.set()
+            self.thread.join()
+
+
+def measure(function: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median milliseconds of ``repeats`` calls after one that warms up, and the peak of memory in MiB."""
+    function()
+    times = []
+    with PeakMemory() as memory:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times), memory.mib
