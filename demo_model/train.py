@@ -9,8 +9,11 @@ Stages, each resumes from its own checkpoint in the work folder:
 
 1. ``data``: 128-px RGB images on white, one caption (category, subcategory, words of the name) each.
 2. ``vae``: an autoencoder in TAESD's layout (the host's own class), trained on 64-px crops.
-3. ``unet``: an eps-prediction ``UNetModel`` (the host's own class) on the encoded latents.
-4. ``export``: float16 safetensors beside this file, and some of the images in ``pictures/``.
+3. ``unet``: an eps-prediction ``UNetModel`` (the host's own class) on the encoded latents of all images.
+4. ``focus``: the same network goes on with the categories that it is shown with, see ``FOCUS``.
+5. ``export``: float16 safetensors beside this file, and some of the images in ``pictures/``.
+
+Where ``vae.pt`` or ``unet.pt`` is missing in the work folder, later stages start from the weights beside this file.
 
 Run with the interpreter of a ComfyUI that ``python dev.py host`` made::
 
@@ -34,15 +37,14 @@ import numpy
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SEED = 20231114
 HERE = Path(__file__).resolve().parent
 PAD, WORDS_PER_NAME = 0, 6
-# After FOCUS_FROM of the time the UNet sees these alone, and its prompts are theirs. What it saw before (people, flags,
-# symbols) has taught it shading and outline; to draw all 1,852 well it would need several times the training.
-FOCUS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Smileys & Emotion", "Travel & Places")
-FOCUS_FROM = 0.4
+# What the network saw of people, flags and symbols has taught it shading and outline; to draw all 1,852 images well it
+# would need several times the training and the size, so it ends on three categories, and its prompts are theirs.
+FOCUS = ("Animals & Nature", "Food & Drink", "Smileys & Emotion")
 UNET_CONFIG = {
     "image_size": 16,
     "in_channels": 4,
@@ -260,12 +262,15 @@ def train_vae(images: torch.Tensor, work: Path, minutes: float, batch: int) -> N
 
 def load_trained_vae(work: Path):
     vae = build_vae()
-    state = torch.load(work / "vae.pt", weights_only=True)
-    vae.load_state_dict(state["vae"])
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    with torch.no_grad():
-        for p, v in zip(parameters, state["average"]):
-            p.copy_(v)
+    if (work / "vae.pt").exists():
+        state = torch.load(work / "vae.pt", weights_only=True)
+        vae.load_state_dict(state["vae"])
+        parameters = [p for p in vae.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for p, v in zip(parameters, state["average"]):
+                p.copy_(v)
+    else:
+        vae.load_state_dict({k: v.float() for k, v in load_file(HERE / "emoji_vae.safetensors").items()})
     return vae.eval().requires_grad_(False)
 
 
@@ -301,26 +306,33 @@ def alphas_cumprod() -> torch.Tensor:
     return 1 / (sigmas.square() + 1)
 
 
+def start_of_focus(unet, work: Path) -> list[torch.Tensor]:
+    """Averaged parameters of the network and of its embedding after the stage before."""
+    if (work / "unet.pt").exists():
+        return torch.load(work / "unet.pt", weights_only=True)["average"]
+    weights = load_file(HERE / "emoji_unet.safetensors")
+    names = [f"diffusion_model.{name}" for name, _ in unet.named_parameters()]
+    return [weights[name].float() for name in [*names, "conditioning.embedding"]]
+
+
 def train_unet(
-    latents: torch.Tensor,
-    ids: torch.Tensor,
-    focus: torch.Tensor,
-    vocabulary: int,
-    work: Path,
-    minutes: float,
-    batch: int,
+    latents: torch.Tensor, ids: torch.Tensor, vocabulary: int, work: Path, stage: str, minutes: float, batch: int
 ) -> None:
-    """Train on all latents, then on those that ``focus`` (indices) names."""
+    """Train the network from scratch (stage ``unet``) or from where that ended (``focus``)."""
     torch.manual_seed(SEED + 1)
     unet = build_unet()
     embedding = torch.nn.Embedding(vocabulary + 1, UNET_CONFIG["context_dim"])
     torch.nn.init.normal_(embedding.weight, std=0.5)
     parameters = [*unet.parameters(), *embedding.parameters()]
-    print(f"unet: {sum(p.numel() for p in parameters):,} parameters", flush=True)
+    print(f"{stage}: {sum(p.numel() for p in parameters):,} parameters, {len(latents)} images", flush=True)
+    if stage == "focus":
+        with torch.no_grad():
+            for p, v in zip(parameters, start_of_focus(unet, work)):
+                p.copy_(v)
     optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4)
     average = Average(parameters, 0.999)
     generator = torch.Generator().manual_seed(SEED + 1)
-    step, spent, path = 0, 0.0, work / "unet.pt"
+    step, spent, path = 0, 0.0, work / f"{stage}.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
         unet.load_state_dict(state["unet"])
@@ -348,8 +360,7 @@ def train_unet(
         for group in optimizer.param_groups:
             group["lr"] = rate
         if position + batch > len(order):
-            pool = focus if clock.fraction() >= FOCUS_FROM else torch.arange(len(latents))
-            order, position = pool[torch.randperm(len(pool), generator=generator)], 0
+            order, position = torch.randperm(len(latents), generator=generator), 0
         index = order[position : position + batch]
         position += batch
         x0, tokens = latents[index], ids[index].clone()
@@ -374,7 +385,7 @@ def train_unet(
         step += 1
         losses.append(errors.mean().item())
         if step % 50 == 0:
-            print(f"unet {clock.elapsed():6.0f} s step {step} loss {numpy.mean(losses[-50:]):.4f}", flush=True)
+            print(f"{stage} {clock.elapsed():6.0f} s step {step} loss {numpy.mean(losses[-50:]):.4f}", flush=True)
         if step % 200 == 0:
             save()
     save()
@@ -404,7 +415,7 @@ def export(records: list[dict], vocabulary: dict[str, int], work: Path) -> None:
     licence = "images: Fluent Emoji, Microsoft, MIT licence; names: emoji-data, MIT licence"
     save_file({**half, **scalars}, HERE / "emoji_vae.safetensors", {"seed": str(SEED), "data": licence})
 
-    state = torch.load(work / "unet.pt", weights_only=True)
+    state = torch.load(work / "focus.pt", weights_only=True)
     unet = build_unet()
     names = [name for name, _ in unet.named_parameters()]
     tensors = {f"diffusion_model.{n}": v for n, v in zip(names, state["average"])}
@@ -428,12 +439,13 @@ def export(records: list[dict], vocabulary: dict[str, int], work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="?", choices=["all", "data", "vae", "unet", "export"], default="all")
+    parser.add_argument("stage", nargs="?", choices=["all", "data", "vae", "unet", "focus", "export"], default="all")
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--tarballs", type=Path, required=True, help="folder with the two npm tarballs")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--vae-minutes", type=float, default=44)
     parser.add_argument("--unet-minutes", type=float, default=92)
+    parser.add_argument("--focus-minutes", type=float, default=95)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--unet-batch", type=int, default=64)
     arguments = parser.parse_args()
@@ -448,13 +460,15 @@ def main() -> None:
     print(f"data: {len(records)} images, {len(vocabulary)} tokens", flush=True)
     if arguments.stage in ("all", "vae"):
         train_vae(images, arguments.work, arguments.vae_minutes, arguments.vae_batch)
+    latents = encode_all(load_trained_vae(arguments.work), images)
+    print(f"latents: mean {latents.mean():.3f}, std {latents.std():.3f}", flush=True)
+    ids = torch.tensor([encode_tokens(record, vocabulary) for record in records])
+    focus = torch.tensor([i for i, record in enumerate(records) if record["category"] in FOCUS])
+    settings, batch = (len(vocabulary), arguments.work), arguments.unet_batch
     if arguments.stage in ("all", "unet"):
-        latents = encode_all(load_trained_vae(arguments.work), images)
-        print(f"latents: mean {latents.mean():.3f}, std {latents.std():.3f}", flush=True)
-        ids = torch.tensor([encode_tokens(record, vocabulary) for record in records])
-        focus = torch.tensor([i for i, record in enumerate(records) if record["category"] in FOCUS])
-        print(f"focus: {len(focus)} images", flush=True)
-        train_unet(latents, ids, focus, len(vocabulary), arguments.work, arguments.unet_minutes, arguments.unet_batch)
+        train_unet(latents, ids, *settings, "unet", arguments.unet_minutes, batch)
+    if arguments.stage in ("all", "focus"):
+        train_unet(latents[focus], ids[focus], *settings, "focus", arguments.focus_minutes, batch)
     if arguments.stage in ("all", "export"):
         export(records, vocabulary, arguments.work)
         export_pictures(images, records)
