@@ -41,3 +41,11 @@ class EnsembleVariance:
             raise ValueError(f"Expected at least 2 ensemble members, got {self.count}.")
         centred = self.sum_of_squares - self.sum.square() / self.count
         return (centred.clamp(min=0) / (self.count - 1)).float()
+
+    def mean_square(self) -> torch.Tensor:
+        """Mean square deviation from the nominal sample, float32.
+
+        To first order in δW the members' mean is the nominal sample, so this is their variance, found from as few as
+        one member and with a relative error of √(2/K).
+        """
+        return (self.sum_of_squares / self.count).float()

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.nodes.sampler import KSamplerBayesDiff  # noqa: E402
+from bayesdiff.nodes.sampler import ENSEMBLE, QUALITIES, KSamplerBayesDiff  # noqa: E402
 
 
 def measure(function, layer, repeats: int) -> tuple[int, float]:
@@ -60,10 +60,9 @@ def main() -> None:
 
     common = (model, 0, arguments.steps, 3.0, "euler", "normal", positive, negative, latent)
     cases = {"stock KSampler": lambda: nodes.common_ksampler(*common)}
-    for members in (2, 4, 8, 16):
-        cases[f"ensemble, {members} members"] = lambda members=members: KSamplerBayesDiff.execute(
-            *common, 1.0, head, members
-        )
+    for name in QUALITIES:
+        cases[name] = lambda name=name: KSamplerBayesDiff.execute(*common, 1.0, head, name, 8)
+    cases["ensemble, 8 members"] = lambda: KSamplerBayesDiff.execute(*common, 1.0, head, ENSEMBLE, 8)
     rows = []
     for name, function in cases.items():
         calls, seconds = measure(function, layer, arguments.repeats)

@@ -23,7 +23,7 @@ from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E40
 from bayesdiff.host.files import read_picture  # noqa: E402
 from bayesdiff.host.fitting import Example, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import check_head  # noqa: E402
-from bayesdiff.host.sampling import sample_with_ensemble  # noqa: E402
+from bayesdiff.host.sampling import Ensemble, sample_with_uncertainty  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo_model" / "pictures"
 CFG, LEVELS, SEED = 3.0, 8, 0
@@ -55,7 +55,7 @@ def maps(model, positive, negative, head, members: int, seed: int) -> torch.Tens
     def run(model):
         return nodes.common_ksampler(model, 1, 20, CFG, "dpmpp_2m", "karras", positive, negative, latent)[0]
 
-    return sample_with_ensemble(run, model, layer, head, members, seed)[1].std_map()
+    return sample_with_uncertainty(run, model, layer, head, Ensemble(members), seed)[2].std_map()
 
 
 def spearman(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -17,8 +17,8 @@ from .last_layer import LastLayer, describe_model, find_last_layer, latent_downs
 from .state import output_gain, visit_state
 from .tail import discover_last_layer
 
-# Pictures in one call of the network: small, so that a model that just fits its card can still be fitted.
-CALL_BATCH = 4
+# Latent cells and pictures in one call of the network: few, so that a model that just fits its card can be fitted.
+CALL_CELLS, CALL_PICTURES = 64 * 64, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,21 @@ class Example:
     positive: list
 
 
+def call_batch(latents: torch.Tensor) -> int:
+    """How many of the latents ``(n, ...)`` to give to one call of the network."""
+    return max(1, min(CALL_PICTURES, CALL_CELLS // latents[0, 0].numel()))
+
+
 def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
     """Latents under one conditioning, in batches that the network is called with."""
-    return [Example(batch, positive) for batch in latents.split(CALL_BATCH)]
+    return [Example(batch, positive) for batch in latents.split(call_batch(latents))]
 
 
 def own_samples(model: ModelPatcher, positive, negative, latent: dict, count: int, steps: int, cfg: float, seed: int):
     """``count`` samples ``(count, ...)`` of the model's own, of the size of ``latent``."""
     empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(latent["samples"][:1]))
     shape, generator = (count, *empty.shape[1:]), torch.Generator().manual_seed(seed)
-    noises = torch.randn(shape, generator=generator).split(CALL_BATCH)
+    noises = torch.randn(shape, generator=generator).split(call_batch(empty))
     bar = comfy.utils.ProgressBar(len(noises) * steps)
     return torch.cat(
         [

@@ -4,13 +4,15 @@ from .demo import DemoModel
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
-from .sampler import KSamplerBayesDiff
+from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 
 NODES = [
     FitLaplaceHead,
     SaveLaplaceHead,
     LoadLaplaceHead,
     KSamplerBayesDiff,
+    KSamplerAdvancedBayesDiff,
+    SamplerCustomBayesDiff,
     UncertaintyMap,
     UncertaintyToMask,
     DemoModel,

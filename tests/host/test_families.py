@@ -13,7 +13,7 @@ from bayesdiff.bayesdiff_core.fit import fit_laplace_head
 from bayesdiff.host.denoised import denoised_variance
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples
 from bayesdiff.host.last_layer import find_last_layer
-from bayesdiff.host.sampling import RunsProgress, run_within
+from bayesdiff.host.sampling import Progress, run_within
 from bayesdiff.host.state import visit_state
 from bayesdiff.host.tail import discover_last_layer, read_tail
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
@@ -69,7 +69,7 @@ def test_perturbing_is_changing_the_weights(setup):
     plain = setup.stock()
     shape = layer.geometry.width, layer.geometry.out_features
     delta = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    progress = RunsProgress(setup.model, 1)
+    progress = Progress(setup.model, 1)
     hooked = run_within(lambda model: {"samples": setup.stock(model)}, setup.model, progress,
                         lambda: layer.perturbed(delta))["samples"]  # fmt: skip
     module = layer.module
@@ -92,10 +92,11 @@ def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
     data = own_samples(setup.model, setup.positive, setup.negative, setup.latent, 3, 2, CFG, seed=0)
     head = fit_head(setup.model, as_examples(data, setup.positive), setup.negative, CFG, 2, 0)
     expected = setup.stock()
-    latent, uncertainty, scores = KSamplerBayesDiff.execute(*setup.settings(), 1.0, head, 3).args
-    assert torch.equal(latent["samples"], expected)
-    assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
-    assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
+    for quality in ("balanced", "ensemble"):
+        latent, uncertainty, scores = KSamplerBayesDiff.execute(*setup.settings(), 1.0, head, quality, 3).args
+        assert torch.equal(latent["samples"], expected)
+        assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
+        assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
 
 
 def test_last_layer_is_discovered_without_the_table(setup):

@@ -10,8 +10,16 @@ import nodes
 import pytest
 import torch
 from bayesdiff.host.last_layer import check_head, check_latent, find_last_layer
-from bayesdiff.host.sampling import RunsProgress, run_within
-from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from bayesdiff.host.sampling import Progress, run_within
+from bayesdiff.nodes.sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
+from comfy_extras.nodes_custom_sampler import (
+    BasicGuider,
+    CFGGuider,
+    DualCFGGuider,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
+from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy.nested_tensor import NestedTensor
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -32,11 +40,12 @@ def stock(demo, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="no
 
 
 def ours(
-    demo, head, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="normal", denoise=1.0, members=MEMBERS
-):
+    demo, head, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="normal", denoise=1.0, quality="ensemble",
+    members=MEMBERS,
+):  # fmt: skip
     model, positive, negative, _ = demo
     output = KSamplerBayesDiff.execute(
-        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise, head, members
+        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise, head, quality, members
     )
     return output.args
 
@@ -57,11 +66,12 @@ def traces(model) -> dict:
     }
 
 
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler):
-    expected = stock(demo, EMPTY, sampler=sampler)
+def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler, cfg):
+    expected = stock(demo, EMPTY, sampler=sampler, cfg=cfg)
     state = torch.get_rng_state()
-    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, sampler=sampler)
+    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, sampler=sampler, cfg=cfg, quality="draft")
     assert torch.equal(latent["samples"], expected["samples"])
     assert torch.equal(torch.get_rng_state(), state), (
         "the global generator must stand where the stock sampler leaves it"
@@ -72,19 +82,30 @@ def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
-def test_latent_is_the_stock_samplers_for_every_scheduler(demo, demo_head, scheduler):
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_latent_is_the_stock_samplers_for_every_scheduler(demo, demo_head, scheduler, quality):
     expected = stock(demo, EMPTY, scheduler=scheduler)
-    assert torch.equal(ours(demo, demo_head, EMPTY, scheduler=scheduler)[0]["samples"], expected["samples"])
+    latent = ours(demo, demo_head, EMPTY, scheduler=scheduler, quality=quality)[0]
+    assert torch.equal(latent["samples"], expected["samples"])
 
 
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpm_adaptive"])
+def test_latent_is_the_stock_samplers_beside_an_ensemble(demo, demo_head, sampler):
+    expected = stock(demo, EMPTY, sampler=sampler)
+    state = torch.get_rng_state()
+    assert torch.equal(ours(demo, demo_head, EMPTY, sampler=sampler)[0]["samples"], expected["samples"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
-def test_image_to_image_with_a_mask_and_a_batch_index(demo, demo_head, cfg):
+def test_image_to_image_with_a_mask_and_a_batch_index(demo, demo_head, cfg, quality):
     start = stock(demo, EMPTY)
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:12, 4:12] = 1
     latent = start | {"noise_mask": mask, "batch_index": [5, 2], "note": "kept"}
     expected = stock(demo, latent, cfg=cfg, denoise=0.6)
-    result, uncertainty, _ = ours(demo, demo_head, latent, cfg=cfg, denoise=0.6)
+    result, uncertainty, _ = ours(demo, demo_head, latent, cfg=cfg, denoise=0.6, quality=quality)
     assert torch.equal(result["samples"], expected["samples"])
     assert result["note"] == "kept" and result["batch_index"] == [5, 2] and "noise_mask" in result
     inside = mask[0].bool()
@@ -93,10 +114,11 @@ def test_image_to_image_with_a_mask_and_a_batch_index(demo, demo_head, cfg):
     assert std[:, ~inside].max() < 1e-4 * std[:, inside].mean()
 
 
-def test_nothing_survives_a_run(demo, demo_head):
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_nothing_survives_a_run(demo, demo_head, quality):
     model, *_ = demo
     before, first = traces(model), stock(demo, EMPTY)
-    ours(demo, demo_head, EMPTY)
+    ours(demo, demo_head, EMPTY, quality=quality)
     assert traces(model) == before
     assert torch.equal(stock(demo, EMPTY)["samples"], first["samples"])
 
@@ -106,9 +128,9 @@ class Broken(RuntimeError):
 
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, torch.OutOfMemoryError])
-@pytest.mark.parametrize("call", [0, 5, 9])
-def test_nothing_survives_an_error_at_any_stage(demo, demo_head, error, call):
-    """The network fails in the nominal run, in the first member and in the second."""
+@pytest.mark.parametrize(("quality", "call"), [("ensemble", 0), ("ensemble", 5), ("ensemble", 9), ("precise", 7)])
+def test_nothing_survives_an_error_at_any_stage(demo, demo_head, error, quality, call):
+    """The network fails in the nominal run, in the first member and in a later one."""
     model, *_ = demo
     layer, calls = find_last_layer(model), 0
     before, first = traces(model), stock(demo, EMPTY)
@@ -121,7 +143,7 @@ def test_nothing_survives_an_error_at_any_stage(demo, demo_head, error, call):
 
     handle = layer.module.register_forward_pre_hook(fail)
     with pytest.raises(error):
-        ours(demo, demo_head, EMPTY)
+        ours(demo, demo_head, EMPTY, quality=quality)
     handle.remove()
     assert calls == call + 1
     assert traces(model) == before
@@ -133,7 +155,7 @@ def test_perturbing_is_changing_the_weights(demo, demo_head):
     model, *_ = demo
     layer = find_last_layer(model)
     delta = demo_head.draw(torch.Generator().manual_seed(4))
-    progress = RunsProgress(model, 1)
+    progress = Progress(model, 1)
 
     def run(model):
         return stock((model, *demo[1:]), EMPTY, steps=3)
@@ -169,24 +191,32 @@ def test_one_step_has_the_posterior_variance_of_the_head(demo, demo_head):
     assert torch.corrcoef(torch.stack([variance.mean(1).flatten(), expected.flatten()]))[0, 1] > 0.8
 
 
-def test_the_map_of_an_image_does_not_depend_on_its_batch(demo, demo_head):
-    alone = ours(demo, demo_head, {"samples": torch.zeros(1, 4, 16, 16)})[1].variance
-    together = ours(demo, demo_head, EMPTY)[1].variance
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_the_map_of_an_image_does_not_depend_on_its_batch(demo, demo_head, quality):
+    alone = ours(demo, demo_head, {"samples": torch.zeros(1, 4, 16, 16)}, quality=quality)[1].variance
+    together = ours(demo, demo_head, EMPTY, quality=quality)[1].variance
     assert torch.allclose(alone[0], together[0], rtol=0.02)
 
 
 def test_uncertainty_is_reproducible_and_follows_the_seed(demo, demo_head):
-    first, again = (ours(demo, demo_head, EMPTY)[1].variance for _ in range(2))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, ours(demo, demo_head, EMPTY, seed=4)[1].variance, rtol=0.1)
+    for quality in ("balanced", "ensemble"):
+        first, again = (ours(demo, demo_head, EMPTY, quality=quality)[1].variance for _ in range(2))
+        assert torch.equal(first, again)
+        other = ours(demo, demo_head, EMPTY, seed=4, quality=quality)[1].variance
+        assert not torch.allclose(first, other, rtol=0.1)
 
 
-def test_progress_counts_every_run_once(demo, demo_head, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("quality", "sampler", "total"),
+    [("ensemble", "euler", 8 * (1 + MEMBERS)), ("balanced", "euler", 8 + 2 * 5), ("precise", "heun", 15 + 8 * 6)],
+)
+def test_progress_counts_every_call_of_the_network_once(demo, demo_head, monkeypatch, quality, sampler, total):
+    seen, calls = [], []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
-    ours(demo, demo_head, EMPTY, steps=5)
-    own = [value for value, total in seen if total == 5 * (1 + MEMBERS)]
-    assert own == list(range(1, 5 * (1 + MEMBERS) + 1))
+    with find_last_layer(demo[0]).watched(calls.append):
+        ours(demo, demo_head, EMPTY, steps=8, quality=quality, sampler=sampler)
+    assert len(calls) == total
+    assert [value for value, of in seen if of == total][-5:] == list(range(total - 4, total + 1))
 
 
 def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
@@ -209,6 +239,113 @@ def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
 def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
     check_head(dataclasses.replace(demo_head, about=demo_head.about | {"weights": "other"}), demo[0])
     assert "fitted on another checkpoint of the same family (the head's weights: other" in caplog.text
+
+
+# ---------------------------------------------------------------- deviations against the ensemble
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Rank correlation of two maps, averaged over pictures."""
+    ranks = [values.flatten(1).argsort(1).argsort(1).double() for values in (a, b)]
+    centred = [values - values.mean(1, keepdim=True) for values in ranks]
+    return float(torch.nn.functional.cosine_similarity(*centred).mean())
+
+
+def scaled(head, factor: float):
+    """The head with ``factor`` times its posterior covariance."""
+    precision = head.precision
+    precision = dataclasses.replace(precision, values=precision.values / factor, rest=precision.rest / factor)
+    return dataclasses.replace(head, precision=precision)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "heun"])
+def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
+    """The same draws, followed at six states and sampled from start to end; small enough to be linear in δW."""
+    settings, head = dict(steps=12, sampler=sampler), scaled(demo_head, 1e-3)
+    latent, found, _ = ours(demo, head, EMPTY, **settings, quality="precise")
+    assert found.estimator == "following" and found.members >= 6
+    truth = ours(demo, head, EMPTY, **settings, members=found.members)[1]
+    assert spearman(found.std_map(), truth.std_map()) > 0.8
+    # How much a run amplifies a small change is sharply uneven where noise is injected.
+    if sampler != "euler_ancestral":
+        assert 0.3 < float(found.variance.mean() / truth.variance.mean()) < 3
+    shuffled = found.std_map().roll((8, 8), dims=(1, 2))
+    assert spearman(shuffled, truth.std_map()) < 0.5, "the yardstick tells maps apart"
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_variance_follows_the_posterior_covariance(demo, demo_head, quality):
+    """Small enough to be linear in δW: twice the covariance is twice the variance, and none is none."""
+    small, double, none = (
+        ours(demo, scaled(demo_head, factor), EMPTY, quality=quality)[1].variance for factor in (1e-3, 2e-3, 1e-30)
+    )
+    assert torch.allclose(double.mean(), 2 * small.mean(), rtol=0.05)
+    assert none.max() < 1e-6 * small.mean()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_of_few_steps(demo, demo_head, steps):
+    expected = stock(demo, EMPTY, steps=steps)
+    latent, uncertainty, _ = ours(demo, demo_head, EMPTY, steps=steps, quality="draft")
+    assert torch.equal(latent["samples"], expected["samples"]) and uncertainty.variance.min() >= 0
+    assert uncertainty.members == 1 and uncertainty.variance.mean() > 0
+
+
+def test_nothing_to_denoise_is_no_uncertainty(demo, demo_head):
+    start = stock(demo, EMPTY)
+    for quality in ("balanced", "ensemble"):
+        latent, uncertainty, scores = ours(demo, demo_head, start, denoise=0.0, quality=quality)
+        assert torch.equal(latent["samples"], stock(demo, start, denoise=0.0)["samples"])
+        assert uncertainty.variance.shape == latent["samples"].shape and not uncertainty.variance.any()
+        assert scores == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------- the other samplers
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_a_run_in_stages(demo, demo_head, quality):
+    """The stock advanced sampler in two stages, and ours in place of either."""
+    model, positive, negative, _ = demo
+
+    def settings(latent, first: bool):
+        noise, leftover = ("enable", "enable") if first else ("disable", "disable")
+        steps = (0, 4) if first else (4, 100)
+        return model, noise, 3, 8, 3.0, "euler", "normal", positive, negative, latent, *steps, leftover
+
+    first = nodes.KSamplerAdvanced().sample(*settings(EMPTY, True))[0]
+    second = nodes.KSamplerAdvanced().sample(*settings(first, False))[0]
+    latent, early, _ = KSamplerAdvancedBayesDiff.execute(*settings(EMPTY, True), demo_head, quality, 2).args
+    assert torch.equal(latent["samples"], first["samples"])
+    latent, late, _ = KSamplerAdvancedBayesDiff.execute(*settings(first, False), demo_head, quality, 2).args
+    assert torch.equal(latent["samples"], second["samples"])
+    assert early.variance.mean() > 0 and late.variance.mean() > 0
+
+
+GUIDERS = {
+    "CFGGuider": lambda model, a, b: CFGGuider.execute(model, a, b, 3.0),
+    "BasicGuider": lambda model, a, b: BasicGuider.execute(model, a),
+    "DualCFGGuider": lambda model, a, b: DualCFGGuider.execute(model, a, b, b, 3.0, 2.0, "regular"),
+    "PerpNegGuider": lambda model, a, b: PerpNegGuider.execute(model, a, b, b, 3.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+@pytest.mark.parametrize("name", GUIDERS)
+def test_any_guider_with_custom_sigmas(demo, demo_head, name, quality):
+    model, positive, negative, _ = demo
+    guider = GUIDERS[name](model, positive, negative)[0]
+    sampler = comfy.samplers.sampler_object("euler_ancestral")
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 7)
+    noise = RandomNoise.execute(5)[0]
+    expected, expected_denoised = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, EMPTY).args
+    latent, denoised, uncertainty, _ = SamplerCustomBayesDiff.execute(
+        noise, guider, sampler, sigmas, EMPTY, demo_head, quality, 2
+    ).args
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert torch.equal(denoised["samples"], expected_denoised["samples"])
+    assert uncertainty.variance.shape == latent["samples"].shape and uncertainty.variance.mean() > 0
+    assert guider.model_patcher is model and not model.wrappers
 
 
 # ---------------------------------------------------------------- other ways to run a model

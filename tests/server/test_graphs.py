@@ -43,10 +43,10 @@ def base_graph(**fit) -> dict:
     }  # fmt: skip
 
 
-def with_sampler(graph: dict, members: int = 3, head=("fit", 0), **changes) -> dict:
+def with_sampler(graph: dict, quality: str = "balanced", members: int = 3, head=("fit", 0), **changes) -> dict:
     inputs = CONNECTIONS | SETTINGS | changes
     return graph | {
-        "ours": node("BayesDiffKSampler", head=list(head), members=members, **inputs),
+        "ours": node("BayesDiffKSampler", head=list(head), quality=quality, members=members, **inputs),
         "scores": node("PreviewAny", source=["ours", 2]),
         "save": node("SaveLatent", samples=["ours", 0], filename_prefix="ours"),
     }
@@ -113,7 +113,7 @@ def test_workflow_of_the_template_browser_is_the_tested_graph(server):
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 7
+    assert len(ours) == 9
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
@@ -144,7 +144,7 @@ def test_cancel_in_an_ensemble_leaves_the_stock_sampler_as_it_was(server):
             started.set()
 
     server.on_progress = watch
-    prompt = server.queue(with_sampler(base_graph(), members=200, seed=21))
+    prompt = server.queue(with_sampler(base_graph(), quality="ensemble", members=200, seed=21))
     assert started.wait(120), "the ensemble reports its progress"
     server.interrupt()
     with pytest.raises(comfy_server.PromptInterrupted):
@@ -158,7 +158,7 @@ def test_cancel_in_an_ensemble_leaves_the_stock_sampler_as_it_was(server):
 def test_progress_counts_the_steps_of_all_runs(server):
     seen = []
     server.on_progress = lambda node_id, value, maximum: seen.append((node_id, value, maximum))
-    server.run(with_sampler(base_graph(), members=4, seed=31))
+    server.run(with_sampler(base_graph(), quality="ensemble", members=4, seed=31))
     server.on_progress = None
     assert ("ours", 30, 30) in seen
     assert {maximum for node_id, _, maximum in seen if node_id == "ours"} <= {0, 5, 30}
@@ -283,7 +283,7 @@ def test_a_head_cannot_be_saved_outside_its_folder(server):
 
 def test_fitting_on_given_latents_and_repairing_with_a_mask(server):
     """Encoded pictures as data, and our sampler itself as the repair: the mask stays where it was put."""
-    graph = with_sampler(base_graph(fit_on="latents"), members=2)
+    graph = with_sampler(base_graph(fit_on="latents"))
     graph["fit"]["inputs"]["latent"] = ["encoded", 0]
     graph["picture"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0xFFAA33)
     graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["demo", 3])
