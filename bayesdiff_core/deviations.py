@@ -66,8 +66,8 @@ def choose_states(levels: list[float], count: int) -> list[int]:
     for i in range(count):
         share = i / max(count - 1, 1)
         wanted = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-        distances = [abs(math.log(min(max(level, LOW / 10), 10 * HIGH) / wanted)) for level in levels]
-        # Of evaluations at the same level the last one, which samplers of higher order keep.
+        distances = [abs(math.log(min(max(level, LOW / 10), HIGH) / wanted)) for level in levels]
+        # Of several at one level, or above HIGH, the last: samplers of higher order keep that.
         chosen.add(min(range(len(levels)), key=lambda j: (distances[j], -j)))
     return sorted(chosen)
 

@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--vae-minutes", type=float, default=44)
     parser.add_argument("--unet-minutes", type=float, default=92)
-    parser.add_argument("--focus-minutes", type=float, default=95)
+    parser.add_argument("--focus-minutes", type=float, default=58)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--unet-batch", type=int, default=64)
     arguments = parser.parse_args()
