@@ -384,6 +384,66 @@ def test_regional_prompts(demo, demo_head):
     assert left < right
 
 
+def controlled(demo):
+    """The demo model under a small ControlNet of the host's own class, with random weights, by the stock node."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    model, positive, negative, vae = demo
+    options = {k: v for k, v in model.model.model_config.unet_config.items()
+               if k not in ("out_channels", "transformer_depth_output", "dtype", "device")}  # fmt: skip
+    network = comfy.cldm.cldm.ControlNet(
+        **options, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in sorted(network.named_parameters()):
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    control = comfy.controlnet.ControlNet(network, load_device=model.load_device, manual_cast_dtype=None)
+    picture = torch.rand(1, 128, 128, 3, generator=generator)
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative, control, picture, 1.0, 0.0, 1.0
+    )
+    return model, positive, negative, vae
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_a_controlnet(demo, demo_head, quality):
+    expected = stock(controlled(demo), EMPTY)
+    assert not torch.allclose(expected["samples"], stock(demo, EMPTY)["samples"], atol=0.01)
+    latent, uncertainty, _ = ours(controlled(demo), demo_head, EMPTY, quality=quality)
+    assert torch.equal(latent["samples"], expected["samples"])
+    plain = ours(demo, demo_head, EMPTY, quality=quality)[1].variance
+    assert (uncertainty.variance > 0).all() and not torch.allclose(uncertainty.variance, plain, rtol=0.05)
+
+
+def hooked(demo):
+    """The demo model with a LoRA that a prompt brings along and that is on from half of the way."""
+    import comfy.hooks
+
+    model, positive, negative, vae = demo
+    weight = model.model.state_dict()["diffusion_model.out.2.weight"]
+    hooks = comfy.hooks.create_hook_lora(
+        {"diffusion_model.out.2.diff": torch.full_like(weight, 0.01)}, strength_model=1.0, strength_clip=0.0
+    )
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.5))
+    hooks.set_keyframes_on_hooks(hook_kf=keyframes)
+    return model, comfy.hooks.set_hooks_for_conditioning(positive, hooks), negative, vae
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_a_lora_that_a_prompt_brings_along(demo, demo_head, quality):
+    expected = stock(hooked(demo), EMPTY)
+    assert not torch.allclose(expected["samples"], stock(demo, EMPTY)["samples"], atol=0.01)
+    latent, uncertainty, _ = ours(hooked(demo), demo_head, EMPTY, quality=quality)
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert (uncertainty.variance > 0).all()
+    assert torch.equal(stock(hooked(demo), EMPTY)["samples"], expected["samples"])
+
+
 def test_prompts_evaluated_apart_give_the_same_map(demo, demo_head, monkeypatch):
     """Where memory is short the host calls the network for each prompt alone."""
     together = ours(demo, demo_head, EMPTY)[1].variance
