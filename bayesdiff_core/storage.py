@@ -101,8 +101,8 @@ def load_head(path: Path) -> LaplaceHead:
         ) from error
     if not sound:
         raise HeadFileError(
-            f"Expected a Laplace head of width {head.geometry.width} with finite, positive precision, but the tensors of {name} do not fit; "
-            "fit and save the head again."
+            f"Expected a Laplace head of width {head.geometry.width} with finite, positive precision, but the tensors "
+            f"of {name} do not fit; fit and save the head again."
         )
     return head
 

@@ -27,7 +27,7 @@ from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.host.state import visit_state  # noqa: E402
-from measure import measure  # noqa: E402
+from measure import measure, spearman  # noqa: E402
 
 
 def laplace_torch_variance(rows: torch.Tensor, outputs: int):
@@ -104,15 +104,12 @@ def errors(folder: Path) -> list[dict]:
             variance = load_head(path).variance(features)
             exact = variance if exact is None else exact
             error = (variance / exact - 1).abs()
-            ranks = [v.flatten(1).argsort(1).argsort(1).float() for v in (variance, exact)]
-            centred = [r - r.mean(1, keepdim=True) for r in ranks]
-            cosine = torch.nn.functional.cosine_similarity(*centred, dim=1).mean()
             rows.append(
                 {
                     "case": f"{structure}, {name}",
                     "mean_error": float(error.mean()),
                     "max_error": float(error.max()),
-                    "spearman": float(cosine),
+                    "spearman": spearman(variance, exact),
                     "kib": path.stat().st_size / 1024,
                 }
             )

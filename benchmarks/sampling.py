@@ -23,18 +23,13 @@ from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.nodes.sampler import ENSEMBLE, QUALITIES, KSamplerBayesDiff  # noqa: E402
+from measure import count_calls  # noqa: E402
 
 
 def measure(function, layer, repeats: int) -> tuple[int, float]:
     """Network calls of one run, and the median of its seconds."""
-    calls, times = 0, []
-
-    def count(features):
-        nonlocal calls
-        calls += 1
-
-    with layer.watched(count):
-        function()
+    calls, _ = count_calls(layer, function)
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         function()

@@ -24,6 +24,7 @@ from bayesdiff.host.files import read_picture  # noqa: E402
 from bayesdiff.host.fitting import Example, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import check_head  # noqa: E402
 from bayesdiff.host.sampling import Ensemble, sample_with_uncertainty  # noqa: E402
+from measure import spearman  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo_model" / "pictures"
 CFG, LEVELS, SEED = 3.0, 8, 0
@@ -56,11 +57,6 @@ def maps(model, positive, negative, head, members: int, seed: int) -> torch.Tens
         return nodes.common_ksampler(model, 1, 20, CFG, "dpmpp_2m", "karras", positive, negative, latent)[0]
 
     return sample_with_uncertainty(run, model, layer, head, Ensemble(members), seed)[2].std_map()
-
-
-def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
-    ranks = [x.flatten(1).argsort(1).argsort(1).float() for x in (a, b)]
-    return float(torch.nn.functional.cosine_similarity(*(r - r.mean(1, keepdim=True) for r in ranks)).mean())
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Time and memory of a function, for benchmarks."""
+"""What benchmarks measure: time, memory, calls of a network, and agreement of maps."""
 
 from __future__ import annotations
 
@@ -52,3 +52,23 @@ def measure(function: Callable[[], object], repeats: int) -> tuple[float, float]
                 torch.cuda.synchronize()
             times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times), memory.mib
+
+
+def count_calls(layer, function: Callable[[], object]) -> tuple[int, object]:
+    """How often ``function`` called the network that ends in ``layer``, and what it returned."""
+    calls = 0
+
+    def count(features):
+        nonlocal calls
+        calls += 1
+
+    with layer.watched(count):
+        found = function()
+    return calls, found
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Rank correlation of maps ``(n, ...)``, averaged over n."""
+    ranks = [values.flatten(1).argsort(1).argsort(1).double() for values in (a, b)]
+    centred = [values - values.mean(1, keepdim=True) for values in ranks]
+    return float(torch.nn.functional.cosine_similarity(*centred).mean())

@@ -106,9 +106,7 @@ def nominal_run(name: str, denoised, noise: torch.Tensor, sigmas: torch.Tensor) 
 def test_deviations_of_gaussian_data_with_an_uncertain_mean(name, count):
     """The deviation of a draw is linear in it, so one unit draw shows the whole standard deviation."""
     noise = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX
-    states = nominal_run(
-        name, gaussian_network(NOMINAL), noise, sampling.get_sigmas_karras(60, 0.01, SIGMA_MAX)
-    )
+    states = nominal_run(name, gaussian_network(NOMINAL), noise, sampling.get_sigmas_karras(60, 0.01, SIGMA_MAX))
     perturbed, calls = gaussian_network(torch.tensor([[1.0], [TAU]])), []
 
     def deviate(state, delta):
@@ -154,7 +152,5 @@ def test_states_are_spread_over_the_levels_that_matter():
 
 
 def test_no_deviation_stays_none():
-    states = nominal_run(
-        "euler", gaussian_network(NOMINAL), torch.ones(1, 4), torch.tensor([5.0, 2.0, 0.0])
-    )
+    states = nominal_run("euler", gaussian_network(NOMINAL), torch.ones(1, 4), torch.tensor([5.0, 2.0, 0.0]))
     assert not follow(states, [0, 1], lambda state, delta: torch.zeros(1, 4)).any()

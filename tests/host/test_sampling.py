@@ -12,6 +12,7 @@ import torch
 from bayesdiff.host.last_layer import check_head, check_latent, find_last_layer
 from bayesdiff.host.sampling import Progress, run_within
 from bayesdiff.nodes.sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
+from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (
     BasicGuider,
     CFGGuider,
@@ -20,7 +21,7 @@ from comfy_extras.nodes_custom_sampler import (
     SamplerCustomAdvanced,
 )
 from comfy_extras.nodes_perpneg import PerpNegGuider
-from comfy.nested_tensor import NestedTensor
+from measure import spearman
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
 MEMBERS = 2
@@ -242,13 +243,6 @@ def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
 
 
 # ---------------------------------------------------------------- deviations against the ensemble
-
-
-def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Rank correlation of two maps, averaged over pictures."""
-    ranks = [values.flatten(1).argsort(1).argsort(1).double() for values in (a, b)]
-    centred = [values - values.mean(1, keepdim=True) for values in ranks]
-    return float(torch.nn.functional.cosine_similarity(*centred).mean())
 
 
 def scaled(head, factor: float):

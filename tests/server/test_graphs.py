@@ -30,15 +30,16 @@ CONNECTIONS = dict(model=["demo", 0], positive=["demo", 1], negative=["demo", 2]
 
 
 def base_graph(**fit) -> dict:
-    fit = (
-        dict(fit_on="own samples", samples=8, steps=6, cfg=3.0, noise_levels=2, structure="low-rank", explained_variance=0.99, seed=0, folder="input") | fit
-    )
+    settings = dict(
+        fit_on="own samples", samples=8, steps=6, cfg=3.0, noise_levels=2, structure="low-rank",
+        explained_variance=0.99, seed=0, folder="input",
+    )  # fmt: skip
     return {
         "demo": node("BayesDiffDemoModel", prompt="owl"),
         "empty": node("EmptyLatentImage", width=128, height=128, batch_size=2),
         "fit": node(
             "BayesDiffFitLaplaceHead", model=["demo", 0], positive=["demo", 1], negative=["demo", 2],
-            latent=["empty", 0], **fit,
+            latent=["empty", 0], **(settings | fit),
         ),
     }  # fmt: skip
 
@@ -139,8 +140,10 @@ def test_the_advanced_and_the_custom_sampler_are_the_stock_ones_too(server):
     graph = base_graph()
     settings = {key: SETTINGS[key] for key in ("steps", "cfg", "sampler_name", "scheduler")}
     uncertain = dict(head=["fit", 0], quality="draft", members=8)
-    advanced = CONNECTIONS | settings | dict(
-        add_noise="enable", noise_seed=61, start_at_step=1, end_at_step=5, return_with_leftover_noise="enable"
+    advanced = (
+        CONNECTIONS
+        | settings
+        | dict(add_noise="enable", noise_seed=61, start_at_step=1, end_at_step=5, return_with_leftover_noise="enable")
     )
     graph["noise"] = node("RandomNoise", noise_seed=62)
     graph["guider"] = node("CFGGuider", model=["demo", 0], positive=["demo", 1], negative=["demo", 2], cfg=3.0)
