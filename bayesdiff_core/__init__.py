@@ -6,6 +6,7 @@
 ``fit``                 fitting that posterior with laplace-torch
 ``storage``             the head as a safetensors file
 ``ensemble``            pixel-wise variance from draws held for a whole trajectory
+``deviations``          the same at a fraction of the cost, at a few states of one run
 ``uncertainty``         what a sampler returns beside the latent, and its score
 ``maps``, ``masks``     reading it: heat maps, overlays and inpainting masks
 ======================  =======================================================

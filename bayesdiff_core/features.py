@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +37,15 @@ class LayerGeometry:
         if isinstance(layer, torch.nn.Conv2d):
             plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
             if not plain or tuple(layer.stride) != (1, 1) or tuple(layer.dilation) != (1, 1):
-                raise ValueError(f"Expected a plain convolution as the last layer, got {layer}.")
+                raise ValueError(
+                    f"Expected a plain convolution (no groups, stride 1) as the last layer, got {layer}; choose another "
+                    "model."
+                )
             kernel_size, padding = tuple(layer.kernel_size), tuple(layer.padding)
             return cls("conv2d", layer.in_channels, layer.out_channels, bias, kernel_size, padding)
         if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
             return cls("linear", layer.in_features, layer.out_features, bias)
-        raise ValueError(f"Expected a Conv2d or Linear last layer, got {type(layer).__name__}.")
+        raise ValueError(f"Expected a Conv2d or Linear last layer, got {type(layer).__name__}; choose another model.")
 
     @property
     def width(self) -> int:
@@ -53,13 +57,27 @@ class LayerGeometry:
         """Dimension of the output that holds the ``out_features``."""
         return 1 if self.kind == "conv2d" else -1
 
-    def rows(self, features: torch.Tensor, limit: int | None = None, generator: torch.Generator | None = None):
+    def positions(self, features: torch.Tensor) -> int:
+        """How many output positions each batch item has, see :meth:`rows`."""
+        if self.kind == "conv2d":
+            sides = zip(features.shape[2:], self.kernel_size, self.padding)
+            return math.prod(side + 2 * padding - kernel + 1 for side, kernel, padding in sides)
+        return features[0].numel() // self.in_features
+
+    def rows(
+        self,
+        features: torch.Tensor,
+        limit: int | None = None,
+        generator: torch.Generator | None = None,
+        among: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Rows φ̃ of the output positions, float32.
 
         Args:
             features: ``(n, in_features, h, w)`` for a convolution, ``(n, ..., in_features)`` for a linear layer.
             limit: keep a random choice of so many positions of each batch item; no more than these are unfolded.
             generator: source of that choice.
+            among: ``(m,)`` numbers of the positions to look at, all by default.
 
         Returns:
             ``(positions, width)``, batch-major.
@@ -74,6 +92,8 @@ class LayerGeometry:
         else:
             patches = features.reshape(len(features), -1, self.in_features)
             places = torch.arange(patches.shape[1])[:, None]
+        if among is not None:
+            places = places[among]
         rows = []
         for item in patches:
             chosen = places

@@ -32,11 +32,13 @@ class GaussNewton:
 
     Attributes:
         noise_std: residual σ_n of each finished level.
+        positions: output positions of one picture, those of all its parts counted, as of the last finished level.
     """
 
     def __init__(self, geometry: LayerGeometry, generator: torch.Generator):
         self.geometry, self.generator = geometry, generator
         self.noise_std: list[float] = []
+        self.positions = 0
         self.sum = torch.zeros(geometry.width, geometry.width, dtype=torch.float64)
         self._start_level()
 
@@ -45,13 +47,16 @@ class GaussNewton:
         self.kept = self.seen = self.pictures = 0
         self.square, self.count = 0.0, 0
 
-    def add_features(self, features: torch.Tensor) -> None:
-        """Count the layer's input in one call of the network, see :meth:`LayerGeometry.rows`.
+    def add_features(self, features: torch.Tensor, among: torch.Tensor | None = None) -> None:
+        """Count the layer's input in one call of the network.
+
+        Args:
+            features, among: see :meth:`LayerGeometry.rows`.
 
         Raises:
             ValueError: NaN or infinity among the features.
         """
-        rows = self.geometry.rows(features, POSITIONS, self.generator)
+        rows = self.geometry.rows(features, POSITIONS, self.generator, among)
         if not torch.isfinite(rows).all():
             raise ValueError(
                 "Expected finite features at the last layer, got NaN or infinity; sample a picture with this model "
@@ -61,7 +66,7 @@ class GaussNewton:
             self.gram = torch.zeros(self.geometry.width, self.geometry.width, device=rows.device)
         self.gram.addmm_(rows.T, rows)
         self.kept += len(rows)
-        self.seen += self.geometry.square_norm(features).numel()
+        self.seen += len(features) * (self.geometry.positions(features) if among is None else len(among))
         self.pictures += len(features)
 
     def add_residual(self, residual: torch.Tensor) -> None:
@@ -74,6 +79,7 @@ class GaussNewton:
         variance = max(self.square / self.count, 1e-12)
         self.noise_std.append(variance**0.5)
         # Mean over positions, times the positions of one picture.
+        self.positions = round(self.seen / self.pictures)
         self.sum += self.gram.cpu().double() * (self.seen / self.pictures / self.kept / variance)
         self._start_level()
 
@@ -121,7 +127,10 @@ def fit_laplace_head(
     from laplace.curvature import CurvlinopsGGN
 
     if structure not in STRUCTURES:
-        raise ValueError(f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}.")
+        raise ValueError(
+            f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}; choose one of "
+            "these."
+        )
     # Nodes run in inference mode, in which laplace-torch's gradients cannot be taken.
     with torch.inference_mode(False), torch.enable_grad():
         hessian, weights = hessian.detach().double().clone(), weights.detach().double().clone()

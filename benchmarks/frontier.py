@@ -27,18 +27,18 @@ from bayesdiff.bayesdiff_core.ensemble import EnsembleVariance  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.host.sampling import Ensemble, Following, sample_with_uncertainty  # noqa: E402
+from bayesdiff.host.sampling import Ensemble, Thinned, sample_with_uncertainty  # noqa: E402
 from bayesdiff.nodes.sampler import QUALITIES  # noqa: E402
 from measure import count_calls, spearman  # noqa: E402
 
 SEED = 1
 ESTIMATORS = {
     **QUALITIES,
-    "share 0.25, 4 states": Following(0.25, 4),
-    "share 0.25, 8 states": Following(0.25, 8),
-    "share 1, 4 states": Following(1.0, 4),
-    "share 1, 8 states": Following(1.0, 8),
-    "share 3, 5 states": Following(3.0, 5),
+    "share 0.25, 4 states": Thinned(0.25, 4),
+    "share 0.25, 8 states": Thinned(0.25, 8),
+    "share 1, 4 states": Thinned(1.0, 4),
+    "share 1, 8 states": Thinned(1.0, 8),
+    "share 3, 5 states": Thinned(3.0, 5),
     "2 members": Ensemble(2),
     "4 members": Ensemble(4),
     "8 members": Ensemble(8),

@@ -403,6 +403,8 @@ def export_pictures(images: torch.Tensor, records: list[dict]) -> None:
     """A few images of every focus category, to fit Laplace heads on; a file's name is its prompt."""
     folder = HERE / "pictures"
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.webp"):
+        old.unlink()
     chosen = [i for i, record in enumerate(records) if record["category"] in FOCUS]
     chosen.sort(key=lambda i: (records[i]["category"], records[i]["name"]))
     for i in chosen[:: len(chosen) // PICTURES][:PICTURES]:

@@ -1,26 +1,22 @@
-"""The exact posterior variance of one prediction of ``denoised``, in the latent's own layout."""
+"""The exact posterior variance of one prediction of ``denoised``, in the latent's own layout.
+
+The samplers do not need it: they draw. It is what they are checked against, and the way to γ² for another host.
+"""
 
 from __future__ import annotations
 
 import torch
-from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..bayesdiff_core.features import guided_features
 from ..bayesdiff_core.laplace_head import LaplaceHead
 from .last_layer import LastLayer
-from .state import output_gain, visit_state
+from .state import latent_gain, output_gain, visit_state
 from .tail import Tail
 
 WRAPPER_KEY = "bayesdiff_guided"
 COND, UNCOND = 0, 1
-
-
-def latent_gain(model: BaseModel, like: torch.Tensor) -> torch.Tensor:
-    """Slope of the latent that the user sees in that of the model's own space, element by element."""
-    one, zero = (model.process_latent_out(torch.full_like(like, value)) for value in (1.0, 0.0))
-    return one - zero
 
 
 def denoised_variance(

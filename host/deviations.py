@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from ..bayesdiff_core.deviations import State, choose_states, contraction, follow
 from ..bayesdiff_core.ensemble import EnsembleVariance
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from .denoised import latent_gain
 from .last_layer import LastLayer
+from .state import latent_gain
 
 
 def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask, model_options: dict):
@@ -23,13 +24,26 @@ def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask,
     return function(sigma, denoise_mask, extra_options={"model": model_wrap, "sigmas": sigmas})
 
 
-def noise_over_signal(sampling: torch.nn.Module, sigma: float) -> float:
-    """Noise over signal at a noise level: sigma itself, but for rectified flows, whose signal fades as noise grows."""
-    one, zero = torch.ones(1), torch.zeros(1)
-    level = torch.full((1,), sigma)
-    # Read off the model: some divide the noised latent afterwards, which takes no part in the ratio.
+def scales(sampling: torch.nn.Module, sigma: float) -> tuple[float, float]:
+    """Scales of noise and signal in a latent at a noise level, read off the model's own way of noising."""
+    one, zero, level = torch.ones(1), torch.zeros(1), torch.full((1,), sigma)
     noise, signal = (float(sampling.noise_scaling(level, *parts)) for parts in ((one, zero), (zero, one)))
-    return noise / max(signal, 1e-6)
+    return noise, signal
+
+
+def restart_hooks(model_wrap) -> None:
+    """Let the hooks that prompts bring along begin their walk through the noise levels again: it only goes forward."""
+    hooks = [hook for conds in model_wrap.conds.values() for cond in conds or [] if cond.get("hooks") is not None
+             for hook in cond["hooks"].hooks]  # fmt: skip
+    if hooks:
+        model_wrap.model_patcher.clean_hooks()
+    for hook in hooks:
+        hook.initialize_timesteps(model_wrap.inner_model)
+
+
+def generator_devices(device: torch.device) -> list[torch.device]:
+    """Devices whose global generator work on ``device`` may use, for :func:`torch.random.fork_rng`."""
+    return [device] if device.type == "cuda" else []
 
 
 class Deviations:
@@ -62,7 +76,8 @@ class Deviations:
         self.layer, self.head, self.share, self.count = layer, head, share, states
         self.generator, self.called = generator, called
         self.states: list[State] = []
-        self.recording = False
+        # How the model noises, while its run is seen.
+        self.recording: torch.nn.Module | None = None
         self.mask: torch.Tensor | None = None
         self.members = 0
         self.variance: torch.Tensor | None = None
@@ -74,53 +89,68 @@ class Deviations:
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         """PREDICT_NOISE wrapper: see a prediction, guidance and all, and let it pass."""
         denoised = executor(x, timestep, model_options, seed)
-        if self.recording:
+        if self.recording is not None:
+            sigma = float(timestep.flatten()[0])
+            noise, signal = scales(self.recording, sigma)
+            # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
+            x, seen = x.to("cpu", copy=True), denoised.to("cpu", copy=True)
             if self.states:
-                self.states[-1].contraction = contraction(self.states[-1], x.cpu(), self.mask)
-            self.states.append(State(float(timestep.flatten()[0]), x.cpu().clone(), denoised.cpu().clone()))
+                self.states[-1].contraction = contraction(self.states[-1], x, signal, self.mask)
+            self.states.append(State(sigma, noise, signal, x, seen))
         return denoised
 
     def sampler_sample(self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                        denoise_mask=None, disable_pbar=False):  # fmt: skip
         """SAMPLER_SAMPLE wrapper: run the sampler, then follow the members from state to state."""
-        # The sampler adds arguments of its own to what it is given.
-        options = dict(extra_args)
-        self.recording, self.mask = True, None if denoise_mask is None else denoise_mask.cpu()
+        # Samplers write to both: their own arguments into these, uni_pc another end into sigmas.
+        options, sigma_end = dict(extra_args), float(sigmas[-1])
+        self.states, self.mask = [], None if denoise_mask is None else denoise_mask.cpu()
+        self.recording = model_wrap.inner_model.model_sampling
         samples = executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
-        self.recording = False
-        devices = [samples.device] if samples.is_cuda else []
+        self.recording = None
         # The global generator stays where the stock sampler leaves it.
-        with torch.random.fork_rng(devices):
-            self.variance = self.follow_members(model_wrap, sigmas, options, denoise_mask, samples)
+        with torch.random.fork_rng(generator_devices(samples.device)):
+            self.variance = self.follow_members(model_wrap, sigmas, sigma_end, options, denoise_mask, samples)
         return samples
 
-    def follow_members(self, model_wrap, sigmas, options, denoise_mask, samples) -> torch.Tensor:
-        found = EnsembleVariance(torch.zeros(samples.shape))
-        states = self.states
+    def follow_members(self, model_wrap, sigmas, sigma_end, options, denoise_mask, samples) -> torch.Tensor:
+        found, states = EnsembleVariance(torch.zeros(samples.shape)), self.states
         if not states:
+            if len(sigmas) > 1:
+                logging.warning(
+                    "BayesDiff: this sampler or guider never asked the model for a prediction, so its uncertainty is "
+                    "unknown and given as zero; choose the quality 'ensemble' for it."
+                )
             return torch.zeros(samples.shape)
-        states[-1].contraction = min(float(sigmas[-1]) / states[-1].sigma, 1.0)
         sampling = model_wrap.inner_model.model_sampling
-        chosen = choose_states([noise_over_signal(sampling, state.sigma) for state in states], self.count)
+        noise_end, signal_end = scales(sampling, sigma_end)
+        states[-1].contraction = noise_end / states[-1].noise if states[-1].noise > 0 else 1.0
+        chosen = choose_states(states, self.count)
         self.members = max(1, round(self.share * len(states) / len(chosen)))
         total, done = self.members * len(chosen), 0
         for _ in range(self.members):
             delta_w = self.head.draw(self.generator)
+            restart_hooks(model_wrap)
 
             def deviate(state: State, delta: torch.Tensor | None, delta_w=delta_w) -> torch.Tensor:
                 nonlocal done
-                x = state.x if delta is None else state.x + delta
-                sigma = torch.full((len(x),), state.sigma, device=samples.device)
+                sigma = torch.full((len(state.x),), state.sigma, device=samples.device)
+                mask = mask_at(sigma, model_wrap, sigmas, denoise_mask, options["model_options"])
+                x = state.x.to(samples)
+                if delta is not None:
+                    delta = delta.to(samples)
+                    x = x + (delta if mask is None else delta * mask)
                 with self.layer.perturbed(delta_w):
-                    denoised = model_wrap(x.to(samples), sigma, **options)
+                    denoised = model_wrap(x, sigma, **options)
                 done += 1
                 self.called(done, total, len(states))
                 change = denoised - state.denoised.to(denoised)
-                mask = mask_at(sigma, model_wrap, sigmas, denoise_mask, options["model_options"])
                 return (change if mask is None else change * mask).cpu()
 
-            delta = follow(states, chosen, deviate).to(samples)
-            end = sampling.inverse_noise_scaling
-            change = end(sigmas[-1], delta) - end(sigmas[-1], torch.zeros_like(delta))
+            delta = follow(states, chosen, signal_end, deviate).to(samples)
+            last = torch.full((1,), sigma_end, device=samples.device)
+            change = sampling.inverse_noise_scaling(last, delta) - sampling.inverse_noise_scaling(
+                last, torch.zeros_like(delta)
+            )
             found.add(change * latent_gain(model_wrap.inner_model, change))
         return found.mean_square()

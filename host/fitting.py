@@ -15,7 +15,7 @@ from ..bayesdiff_core.laplace_head import LaplaceHead
 from .files import read_caption, read_picture
 from .last_layer import LastLayer, describe_model, find_last_layer, latent_downscale
 from .state import output_gain, visit_state
-from .tail import discover_last_layer
+from .tail import discover_last_layer, tail_at
 
 # Latent cells and pictures in one call of the network: few, so that a model that just fits its card can be fitted.
 CALL_CELLS, CALL_PICTURES = 64 * 64, 4
@@ -105,6 +105,21 @@ def last_layer_for_fit(model: ModelPatcher, example: Example) -> LastLayer:
         return discover_last_layer(model, example.positive, example.latents[:1])
 
 
+def positions_of_picture(
+    model: ModelPatcher, layer: LastLayer, count: int, denoise, x: torch.Tensor
+) -> torch.Tensor | None:
+    """Which of a linear layer's ``count`` tokens become part of the picture; None where they all do.
+
+    Some families send text or reference tokens through the last layer too and slice them off afterwards.
+    """
+    if layer.geometry.kind != "linear":
+        return None
+    try:
+        return tail_at(model, layer, denoise, x).positions(count).unique()
+    except ValueError:  # prompts for areas, each seen alone: the network never returns a whole latent
+        return None
+
+
 def fit_head(
     model: ModelPatcher, data: list[Example], negative, cfg: float, levels: int, seed: int, structure: str = "low-rank",
     explained_variance: float = 0.99, source: str = "",
@@ -128,17 +143,25 @@ def fit_head(
     prompts = 1 if cfg == 1 else 2
     progress = comfy.utils.ProgressBar(levels * prompts * len(data))
 
+    picture_positions: dict[int, torch.Tensor | None] = {}
+
     def visit(denoise, x, sigma, x0):
         nonlocal weights
+        seen: list[torch.Tensor] = []
 
         def see(features):
             nonlocal weights
             if weights is None:
                 weights = layer.geometry.weights_of(layer.module.forward, features)
-            hessian.add_features(features)
+            seen.append(features)
 
         with layer.watched(see):
             denoised = denoise(x)
+        for features in seen:
+            count = layer.geometry.positions(features)
+            if count not in picture_positions:
+                picture_positions[count] = positions_of_picture(model, layer, count, denoise, x)
+            hessian.add_features(features, picture_positions[count])
         sampling = model.get_model_object("model_sampling")
         hessian.add_residual((denoised - x0) / output_gain(sampling, sigma, x0))
         progress.update(1)
@@ -157,6 +180,7 @@ def fit_head(
         "cfg": f"{cfg:g}",
         "seed": str(seed),
         "noise_levels": str(levels),
+        "positions": str(hessian.positions),
         "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
     }
     return fit_laplace_head(layer.geometry, weights, hessian.matrix(pictures), structure, explained_variance, about)

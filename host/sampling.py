@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from ..bayesdiff_core.ensemble import EnsembleVariance
 from ..bayesdiff_core.laplace_head import LaplaceHead
 from ..bayesdiff_core.uncertainty import Uncertainty
-from .deviations import Deviations
+from .deviations import Deviations, generator_devices
 from .last_layer import LastLayer, latent_downscale
 
 WRAPPER_KEY = "bayesdiff"
@@ -30,10 +30,11 @@ class Ensemble:
     """Sample every member from start to end (:mod:`~..bayesdiff_core.ensemble`): the reference, and the dearest."""
 
     members: int
+    name = "ensemble"
 
 
 @dataclasses.dataclass(frozen=True)
-class Following:
+class Thinned:
     """Follow members as deviations from the run (:mod:`~..bayesdiff_core.deviations`).
 
     Attributes:
@@ -43,6 +44,7 @@ class Following:
 
     share: float
     states: int
+    name = "deviations"
 
 
 class Progress:
@@ -104,7 +106,7 @@ def run_within(
 
 
 def sample_with_uncertainty(
-    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Ensemble | Following, seed: int
+    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Ensemble | Thinned, seed: int
 ) -> tuple[dict, dict, Uncertainty]:
     """Sample once with the model's own weights, and see beside it what draws of its last layer change.
 
@@ -130,7 +132,7 @@ def sample_with_uncertainty(
         variance=variance,
         latent=latent["samples"],
         downscale=latent_downscale(model),
-        estimator=type(estimator).__name__.lower(),
+        estimator=estimator.name,
         members=members,
         head=head.about,
     )
@@ -145,8 +147,7 @@ def sample_with_ensemble(
     latent = run_within(run, model, progress)
     found = EnsembleVariance(latent["samples"])
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
-    cuda_devices = [model.load_device] if model.load_device.type == "cuda" else []
-    with torch.random.fork_rng(cuda_devices):
+    with torch.random.fork_rng(generator_devices(model.load_device)):
         for _ in range(estimator.members):
             delta = head.draw(generator)
             member = run_within(run, model, progress, lambda delta=delta: layer.perturbed(delta))
@@ -155,7 +156,7 @@ def sample_with_ensemble(
 
 
 def sample_with_deviations(
-    run: Run, model: ModelPatcher, progress: Progress, layer: LastLayer, head: LaplaceHead, estimator: Following,
+    run: Run, model: ModelPatcher, progress: Progress, layer: LastLayer, head: LaplaceHead, estimator: Thinned,
     generator: torch.Generator,
 ) -> tuple[dict, torch.Tensor, int]:  # fmt: skip
     """The latent dict of the run, the variance of its samples, and the number of members."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 
 # What is done at a state: called with ``denoise`` (a function of x that calls the network as a sampler would), the
@@ -52,3 +53,9 @@ def output_gain(sampling: torch.nn.Module, sigma: torch.Tensor, like: torch.Tens
     """∂D/∂F, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
     zero = torch.zeros_like(like)
     return sampling.calculate_denoised(sigma, zero + 1, zero) - sampling.calculate_denoised(sigma, zero, zero)
+
+
+def latent_gain(model: BaseModel, like: torch.Tensor) -> torch.Tensor:
+    """Slope of the latent that the user sees in that of the model's own space, element by element."""
+    one, zero = (model.process_latent_out(torch.full_like(like, value)) for value in (1.0, 0.0))
+    return one - zero

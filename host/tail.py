@@ -8,6 +8,7 @@ so that no family needs code of its own.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -29,27 +30,19 @@ class Tail:
         geometry: of the last layer.
         index: ``latent.shape[1:]``, the number of the output (of one picture, flattened in the layer's own layout)
             that each latent element is.
-        sign: the same shape, 1 or -1 where the tail negates.
-        outputs: how many outputs a picture has.
     """
 
     geometry: LayerGeometry
     index: torch.Tensor
-    sign: torch.Tensor
-    outputs: int
 
-    def to_latent(self, outputs: torch.Tensor) -> torch.Tensor:
-        """The latent ``(n, ...)`` that outputs ``(n, ...)`` of the last layer become."""
-        return outputs.flatten(1)[:, self.index.to(outputs.device)] * self.sign.to(outputs.device)
+    def positions(self, count: int) -> torch.Tensor:
+        """``latent.shape[1:]``, the output position, of ``count``, that each latent element comes from."""
+        return self.index % count if self.geometry.kind == "conv2d" else self.index // self.geometry.out_features
 
     def variance_to_latent(self, variance: torch.Tensor) -> torch.Tensor:
         """Variance of every latent element, from γ² ``(n, ...)`` of every output position."""
         flat = variance.flatten(1)
-        if self.geometry.kind == "conv2d":
-            position = self.index % flat.shape[1]
-        else:
-            position = self.index // self.geometry.out_features
-        return flat[:, position.to(flat.device)]
+        return flat[:, self.positions(flat.shape[1]).to(flat.device)]
 
 
 @contextmanager
@@ -63,49 +56,59 @@ def replaced(module: torch.nn.Module, make_output):
         handle.remove()
 
 
-def read_tail(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Tail:
-    """Find where the outputs of ``layer`` land; costs a few calls of the network.
+def tail_at(model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor):
+    """Find where the outputs of ``layer`` land while a state is visited, see :data:`~.state.Visit`.
 
-    Args:
-        positive: conditioning to call the network with.
-        latent: ``(1, ...)``, of the size that is asked about.
+    Costs a few calls of the network.
 
     Raises:
         ValueError: what follows the layer is more than a reordering, so this is not the last layer.
     """
+    outputs = 0
+
+    def arriving(make_values) -> torch.Tensor:
+        """What the network returns, where the outputs of the layer are ``make_values(their numbers)``."""
+        seen = []
+
+        def make_output(output):
+            nonlocal outputs
+            outputs = output[0].numel()
+            numbers = torch.arange(outputs, device=output.device).reshape(output.shape[1:])
+            return make_values(numbers).to(output.dtype).expand_as(output)
+
+        with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
+            denoise(x)
+        if not outputs or seen[0].shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"Expected {layer.path} to make outputs that become a latent, but it does not; choose another model."
+            )
+        return seen[0][0].double()
+
+    offset = arriving(torch.zeros_like)
+    sign = arriving(torch.ones_like) - offset
+    if not torch.all(sign.abs() == 1):
+        raise ValueError(
+            f"Expected the outputs of {layer.path} to be reordered only, but the network goes on computing with them; "
+            "choose another model."
+        )
+    index, power = torch.zeros_like(sign), 1
+    while power < outputs:
+        digit = (arriving(lambda numbers, power=power: numbers // power % DIGIT) - offset) * sign
+        index += digit.round() * power
+        power *= DIGIT
+    return Tail(layer.geometry, index.long().cpu())
+
+
+def read_tail(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Tail:
+    """Find where the outputs of ``layer`` land, for a latent ``(1, ...)`` of the size that is asked about.
+
+    Raises:
+        ValueError: see :func:`tail_at`.
+    """
     found: list[Tail] = []
 
     def visit(denoise, x, sigma, x0):
-        def arriving(make_values) -> torch.Tensor:
-            """What the network returns, where the outputs of the layer are ``make_values(their numbers)``."""
-            seen, shape = [], None
-
-            def make_output(output):
-                nonlocal shape
-                shape = output.shape
-                numbers = torch.arange(output[0].numel(), device=output.device).reshape(output.shape[1:])
-                return make_values(numbers).to(output.dtype).expand_as(output)
-
-            with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
-                denoise(x)
-            if shape is None or seen[0].shape[1:] != x.shape[1:]:
-                raise ValueError(f"Expected {layer.path} to make outputs that become a latent; it does not.")
-            arriving.outputs = shape[1:].numel()
-            return seen[0][0].double()
-
-        offset = arriving(torch.zeros_like)
-        sign = arriving(torch.ones_like) - offset
-        if not torch.all(sign.abs() == 1):
-            raise ValueError(
-                f"Expected the outputs of {layer.path} to be reordered only, but the network goes on computing with "
-                "them."
-            )
-        index, power = torch.zeros_like(sign), 1
-        while power < arriving.outputs:
-            digit = (arriving(lambda numbers, power=power: numbers // power % DIGIT) - offset) * sign
-            index += digit.round() * power
-            power *= DIGIT
-        found.append(Tail(layer.geometry, index.long().cpu(), sign.float().cpu(), arriving.outputs))
+        found.append(tail_at(model, layer, denoise, x))
 
     visit_state(model, latent, 0.5, torch.zeros_like(latent), positive, positive, 1.0, visit)
     return found[0]

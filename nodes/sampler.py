@@ -10,15 +10,16 @@ from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from nodes import common_ksampler
 
 from ..host.last_layer import check_head, check_latent
-from ..host.sampling import Ensemble, Following, Run, sample_with_uncertainty
+from ..host.sampling import Ensemble, Run, Thinned, sample_with_uncertainty
 from .types import CATEGORY, LaplaceHeadType, UncertaintyType
 
 ENSEMBLE = "ensemble"
+FEWEST, MOST = 2, 256  # members of an ensemble
 # Chosen on the frontier of fidelity and cost, see docs/sampling.md.
 QUALITIES = {
-    "draft": Following(share=0.25, states=5),
-    "balanced": Following(share=1.0, states=5),
-    "precise": Following(share=3.0, states=6),
+    "draft": Thinned(share=0.25, states=5),
+    "balanced": Thinned(share=1.0, states=5),
+    "precise": Thinned(share=3.0, states=6),
 }
 
 
@@ -30,14 +31,14 @@ def uncertainty_inputs() -> list[io.Input]:
             "quality",
             options=[*QUALITIES, ENSEMBLE],
             default="balanced",
-            tooltip="What the map costs: draft 1.25, balanced 2, precise 4 times the time of plain sampling. Ensemble "
-            "samples every member from start to end, the reference.",
+            tooltip="What the map costs: draft 1.25, balanced 2, precise 4 times the time of plain sampling at 20 "
+            "steps. Ensemble samples every member from start to end, the reference.",
         ),
         io.Int.Input(
             "members",
             default=8,
-            min=2,
-            max=256,
+            min=FEWEST,
+            max=MOST,
             tooltip="For quality 'ensemble' only: draws of the model's last layer. Each samples the picture once more.",
         ),
     ]
@@ -86,9 +87,20 @@ def seed_input(name: str) -> io.Input:
 
 def members_problem(members: int | None) -> str | None:
     """One sentence if ``members`` cannot be, None where it can or is not known yet."""
-    if members is None or members >= 2:
+    if members is None or FEWEST <= members <= MOST:
         return None
-    return f"Expected at least 2 ensemble members to measure a spread, got {members}; set members to 8 or so."
+    return (
+        f"Expected at least {FEWEST} ensemble members to measure a spread and at most {MOST}, got {members}; set "
+        "members to 8 or so."
+    )
+
+
+class UncertainSampler(io.ComfyNode):
+    """What our samplers have in common."""
+
+    @classmethod
+    def validate_inputs(cls, members) -> bool | str:
+        return members_problem(members) or True
 
 
 def sample(run: Run, model, latent: dict, head, quality: str, members: int, seed: int):
@@ -101,7 +113,7 @@ def sample(run: Run, model, latent: dict, head, quality: str, members: int, seed
     return sample_with_uncertainty(run, model, layer, head, estimator, seed)
 
 
-class KSamplerBayesDiff(io.ComfyNode):
+class KSamplerBayesDiff(UncertainSampler):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -131,10 +143,6 @@ class KSamplerBayesDiff(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, members) -> bool | str:
-        return members_problem(members) or True
-
-    @classmethod
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, head, quality,
         members,
@@ -148,7 +156,7 @@ class KSamplerBayesDiff(io.ComfyNode):
         return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
 
 
-class KSamplerAdvancedBayesDiff(io.ComfyNode):
+class KSamplerAdvancedBayesDiff(UncertainSampler):
     @classmethod
     def define_schema(cls) -> io.Schema:
         switch = ["enable", "disable"]
@@ -179,10 +187,6 @@ class KSamplerAdvancedBayesDiff(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, members) -> bool | str:
-        return members_problem(members) or True
-
-    @classmethod
     def execute(
         cls, model, add_noise, noise_seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         start_at_step, end_at_step, return_with_leftover_noise, head, quality, members,
@@ -198,7 +202,7 @@ class KSamplerAdvancedBayesDiff(io.ComfyNode):
         return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
 
 
-class SamplerCustomBayesDiff(io.ComfyNode):
+class SamplerCustomBayesDiff(UncertainSampler):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -223,14 +227,11 @@ class SamplerCustomBayesDiff(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, members) -> bool | str:
-        return members_problem(members) or True
-
-    @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image, head, quality, members) -> io.NodeOutput:
         def run(model):
             guiding = copy.copy(guider)
-            guiding.model_patcher, guiding.model_options = model, model.model_options
+            # Its options stay its own; the host adds the model's wrappers to them.
+            guiding.model_patcher = model
             return SamplerCustomAdvanced.execute(noise, guiding, sampler, sigmas, latent_image)[0]
 
         model = guider.model_patcher

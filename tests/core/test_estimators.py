@@ -89,8 +89,8 @@ def nominal_run(name: str, denoised, noise: torch.Tensor, sigmas: torch.Tensor) 
 
     def record(x, sigma, **options):
         if states:
-            states[-1].contraction = contraction(states[-1], x)
-        states.append(State(float(sigma[0]), x.clone(), denoised(x, sigma)))
+            states[-1].contraction = contraction(states[-1], x, 1.0)
+        states.append(State(float(sigma[0]), float(sigma[0]), 1.0, x.clone(), denoised(x, sigma)))
         return states[-1].denoised
 
     # Where the samplers that inject noise look for the kind of model.
@@ -114,8 +114,8 @@ def test_deviations_of_gaussian_data_with_an_uncertain_mean(name, count):
         x = state.x if delta is None else state.x + delta
         return perturbed(x, torch.tensor([state.sigma])) - state.denoised
 
-    chosen = choose_states([state.sigma for state in states], count)
-    variance = follow(states, chosen, deviate).square()
+    chosen = choose_states(states, count)
+    variance = follow(states, chosen, 1.0, deviate).square()
     assert len(calls) == len(chosen) <= count and calls == sorted(calls, reverse=True)
     assert variance.mean() == pytest.approx(expected_variance(), rel=0.5 if count == 5 else 0.2)
     assert variance.std() < 0.05 * variance.mean(), "the mean is uncertain alike everywhere"
@@ -132,25 +132,64 @@ def test_a_step_that_renews_the_noise_forgets_more():
         assert found == pytest.approx(expected, abs=0.05), name
 
 
+def state(noise: float, signal: float = 1.0, x: torch.Tensor | None = None) -> State:
+    x = torch.ones(1, 4) if x is None else x
+    return State(noise, noise, signal, x, torch.zeros(1, 4))
+
+
 def test_the_mask_says_where_to_look():
-    state = State(2.0, torch.ones(1, 4), torch.zeros(1, 4))
     x_next, mask = torch.tensor([[0.5, 0.5, 9.0, 9.0]]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    assert contraction(state, x_next, mask) == 0.5
-    assert contraction(state, x_next) == 1.0, "never more than all"
-    assert contraction(State(2.0, torch.zeros(1, 4), torch.zeros(1, 4)), x_next) == 1.0
+    assert contraction(state(2.0), x_next, 1.0, mask) == 0.5
+    assert contraction(state(2.0), x_next, 1.0) == 4.75, "a run that adds noise back amplifies"
+    assert contraction(state(2.0), -x_next, 1.0) == 0.0
+    assert contraction(state(2.0, x=torch.zeros(1, 4)), x_next, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("renewed", [0.0, 0.7])
+def test_a_step_of_a_rectified_flow(renewed):
+    """x' = a x + (α' - a α) D + noise with α = 1 - σ: the coefficient is found, and δ takes the same step."""
+    generator = torch.Generator().manual_seed(0)
+    denoised, noise, fresh = (torch.randn(1, 50_000, generator=generator) for _ in range(3))
+    high, low = 0.8, 0.5
+    kept = low * (1 - renewed**2) ** 0.5
+    x = high * noise + (1 - high) * denoised
+    x_next = kept * noise + low * renewed * fresh + (1 - low) * denoised
+    first = State(high, high, 1 - high, x, denoised)
+    first.contraction = contraction(first, x_next, 1 - low)
+    assert first.contraction == pytest.approx(kept / high, abs=0.01)
+    change = torch.full((1, 50_000), 0.1)
+    # An error of D that stays: after the last step, to σ = 0, it is the error of the picture.
+    second = State(low, low, 1 - low, x_next, denoised)
+    delta = follow([first, second], [0, 1], 1.0, lambda state, delta: change)
+    assert torch.allclose(delta, change)
+    delta = follow([first], [0], 1 - low, lambda state, delta: change)
+    assert torch.allclose(delta, change * (1 - low - first.contraction * (1 - high)))
 
 
 def test_states_are_spread_over_the_levels_that_matter():
-    levels = list(torch.linspace(80, 0.01, 200))
-    chosen = choose_states([float(level) for level in levels], 5)
+    def choose(levels: list[float], count: int = 5) -> list[int]:
+        return choose_states([state(level) for level in levels], count)
+
+    levels = [float(level) for level in torch.linspace(80, 0.01, 200)]
+    chosen = choose(levels)
     assert len(chosen) == 5 and chosen == sorted(chosen)
-    assert float(levels[chosen[0]]) == pytest.approx(15, rel=0.05) and float(levels[chosen[-1]]) < 0.5
-    # A rectified flow starts at pure noise; of equal levels the last is taken.
-    assert choose_states([math.inf, math.inf, 3.0, 1.0, 0.3], 5) == [1, 2, 3, 4]
-    assert choose_states([7.0], 5) == [0]
-    assert choose_states([0.05, 0.02], 5) == [0]
+    assert levels[chosen[0]] == pytest.approx(15, rel=0.05) and levels[chosen[-1]] < 0.5
+    assert choose([7.0]) == [0] and choose([0.0]) == [0]
+    assert choose([0.05, 0.02]) == [0]
+    # A rectified flow starts at pure noise, which has no signal at all; of equal levels the last is taken.
+    flow = [state(noise, 1 - noise) for noise in (1.0, 1.0, 0.75, 0.5, 0.25)]
+    assert choose_states(flow, 5) == [1, 2, 3, 4]
+
+
+def test_a_run_that_goes_up_in_noise_amplifies():
+    """From a picture to its noise, as unsampling does: contractions above one multiply."""
+    states = [state(level) for level in (1.0, 2.0, 4.0)]
+    for step, amplified in zip(states, (2.0, 2.0, 2.0)):
+        step.contraction = amplified
+    change = torch.full((1, 4), 0.1)
+    assert torch.allclose(follow(states, [0, 1, 2], 1.0, lambda state, delta: change), (1 - 8) * change)
 
 
 def test_no_deviation_stays_none():
     states = nominal_run("euler", gaussian_network(NOMINAL), torch.ones(1, 4), torch.tensor([5.0, 2.0, 0.0]))
-    assert not follow(states, [0, 1], lambda state, delta: torch.zeros(1, 4)).any()
+    assert not follow(states, [0, 1], 1.0, lambda state, delta: torch.zeros(1, 4)).any()

@@ -99,6 +99,19 @@ def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
         assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
 
 
+def test_a_fit_counts_the_positions_of_the_picture_alone(setup):
+    """Text tokens that go through the last layer and are sliced off afterwards are no data about the picture."""
+    latent = setup.latent["samples"][:1]
+    layer = find_last_layer(setup.model)
+    head = fit_head(setup.model, as_examples(torch.ones_like(latent), setup.positive), setup.negative, CFG, 1, 0)
+    tail, seen = read_tail(setup.model, layer, setup.positive, latent), []
+    with layer.watched(lambda features: seen.append(layer.geometry.positions(features))):
+        setup.stock()
+    expected = len(tail.positions(seen[0]).unique())
+    assert head.about["positions"] == str(expected)
+    assert expected == seen[0] or setup.path == "final_layer.linear" and type(setup.model.model).__name__ == "Lumina2"
+
+
 def test_last_layer_is_discovered_without_the_table(setup):
     latent = setup.latent["samples"][:1]
     assert discover_last_layer(setup.model, setup.positive, latent).path == setup.path

@@ -257,7 +257,7 @@ def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
     """The same draws, followed at six states and sampled from start to end; small enough to be linear in δW."""
     settings, head = dict(steps=12, sampler=sampler), scaled(demo_head, 1e-3)
     latent, found, _ = ours(demo, head, EMPTY, **settings, quality="precise")
-    assert found.estimator == "following" and found.members >= 6
+    assert found.estimator == "deviations" and found.members >= 6
     truth = ours(demo, head, EMPTY, **settings, members=found.members)[1]
     assert spearman(found.std_map(), truth.std_map()) > 0.8
     # How much a run amplifies a small change is sharply uneven where noise is injected.
