@@ -38,8 +38,8 @@ class LayerGeometry:
             plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
             if not plain or tuple(layer.stride) != (1, 1) or tuple(layer.dilation) != (1, 1):
                 raise ValueError(
-                    f"Expected a plain convolution (no groups, stride 1) as the last layer, got {layer}; choose another "
-                    "model."
+                    f"Expected a plain convolution (no groups, stride 1) as the last layer, got {layer}; choose "
+                    "another model."
                 )
             kernel_size, padding = tuple(layer.kernel_size), tuple(layer.padding)
             return cls("conv2d", layer.in_channels, layer.out_channels, bias, kernel_size, padding)

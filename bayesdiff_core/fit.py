@@ -128,8 +128,8 @@ def fit_laplace_head(
 
     if structure not in STRUCTURES:
         raise ValueError(
-            f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}; choose one of "
-            "these."
+            f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}; choose one "
+            "of these."
         )
     # Nodes run in inference mode, in which laplace-torch's gradients cannot be taken.
     with torch.inference_mode(False), torch.enable_grad():

@@ -12,8 +12,9 @@ class Uncertainty:
     """Pixel-wise variance of a batch of latents and what is needed to read it later.
 
     Attributes:
-        variance: ``(n, c, h, w)``, in squared units of the latent the user sees, in its layout.
-        latent: ``(n, c, h, w)``, the samples that the variance belongs to.
+        variance: ``(n, c, h, w)`` or, with a time axis, ``(n, c, t, h, w)``, in squared units of the latent the user
+            sees, in its layout.
+        latent: of the same shape, the samples that the variance belongs to.
         downscale: pixels of the decoded image per latent cell, along one side.
         estimator: name of what estimated the variance.
         members: how many posterior draws it used.
@@ -33,12 +34,15 @@ class Uncertainty:
         Raises:
             ValueError: the latent is not a batch of images.
         """
-        if self.variance.ndim != 4:
+        variance = self.variance
+        if variance.ndim == 5 and variance.shape[2] == 1:  # a picture of a family that also makes video
+            variance = variance[:, :, 0]
+        if variance.ndim != 4:
             raise ValueError(
                 "Expected the uncertainty of image latents (batch, channels, height, width), got shape "
-                f"{tuple(self.variance.shape)}; maps of video latents are not supported yet."
+                f"{tuple(variance.shape)}; sample a single frame, maps of video are not supported yet."
             )
-        return self.variance.mean(dim=1).sqrt()
+        return variance.mean(dim=1).sqrt()
 
     def scores(self) -> torch.Tensor:
         """One score an image, ``(n,)``: the mean standard deviation. Higher is less certain.

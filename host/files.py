@@ -73,14 +73,33 @@ def picture_fingerprint(folder: str) -> list[tuple[str, int, int]]:
 
 
 def read_picture(path: Path) -> torch.Tensor:
-    """``(1, height, width, 3)`` in [0, 1]; what is transparent becomes white."""
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    """``(1, height, width, 3)`` in [0, 1]; what is transparent becomes white.
+
+    Raises:
+        ValueError: not a picture, or one that is cut short.
+    """
+    try:
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    except OSError as error:
+        raise ValueError(
+            f"Expected a picture such as PNG, JPEG or WebP, but {path.name} cannot be read as one ({error}); remove it "
+            "from the folder or save it again."
+        ) from error
     canvas = Image.new("RGBA", picture.size, "white")
     canvas.alpha_composite(picture)
     return torch.from_numpy(numpy.array(canvas.convert("RGB"), dtype=numpy.float32) / 255)[None]
 
 
 def read_caption(path: Path) -> str | None:
-    """The text in the file beside a picture that has its name and the ending txt, or None."""
+    """The text in the file beside a picture that has its name and the ending txt, or None.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
     caption = path.with_suffix(".txt")
-    return caption.read_text(encoding="utf-8").strip() if caption.exists() else None
+    try:
+        return caption.read_text(encoding="utf-8").strip() if caption.exists() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected a caption in UTF-8, but {caption.name} is in another encoding; save it as UTF-8 or remove it."
+        ) from error

@@ -68,7 +68,8 @@ class LastLayer:
         """
 
         def add_deviation(module, args, output):
-            return output + self.geometry.apply(args[0], delta).to(output.dtype)
+            # In float32: in half precision a small deviation would be rounded away.
+            return output.float() + self.geometry.apply(args[0], delta)
 
         handle = self.module.register_forward_hook(add_deviation)
         try:
@@ -194,7 +195,21 @@ def check_latent(model: ModelPatcher, latent: dict) -> None:
         )
 
 
+# Latent formats whose cells are not 8 pixels wide; newer hosts tell by themselves.
+DOWNSCALE = {
+    "ChromaRadiance": 1,
+    "Flux2": 16,
+    "HunyuanImage21": 32,
+    "HunyuanVideo15": 16,
+    "LTXV": 32,
+    "SC_B": 4,
+    "SC_Prior": 42,
+    "Wan22": 16,
+}
+
+
 def latent_downscale(model: ModelPatcher) -> int:
     """Pixels of the decoded image per latent cell, along one side."""
-    # Hosts before 0.4 do not tell; all image families they run have 8.
-    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)
+    latent_format = model.model.latent_format
+    known = DOWNSCALE.get(type(latent_format).__name__, 8)
+    return getattr(latent_format, "spacial_downscale_ratio", known)

@@ -46,6 +46,8 @@ class UncertaintyMap(io.ComfyNode):
     @classmethod
     def execute(cls, uncertainty, vae, scale, opacity) -> io.NodeOutput:
         std = uncertainty.std_map()
-        image = vae.decode(uncertainty.latent)[..., :3]
+        image = vae.decode(uncertainty.latent)
+        # Families that also make video decode to a row of frames.
+        image = image.reshape(-1, *image.shape[-3:])[..., :3]
         values = normalise_map(resize_map(std, *image.shape[1:3]), per_image=scale == PER_IMAGE)
         return io.NodeOutput(colour_map(values), overlay_map(image, values.to(image.device), opacity), values)

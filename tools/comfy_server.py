@@ -152,14 +152,15 @@ class ComfyServer:
         try:
             async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
                 async for message in socket:
-                    if message.type is not aiohttp.WSMsgType.TEXT or self.on_progress is None:
+                    on_progress = self.on_progress  # another thread may take it away
+                    if message.type is not aiohttp.WSMsgType.TEXT or on_progress is None:
                         continue
                     event = json.loads(message.data)
                     if event["type"] == "progress":
                         data = event["data"]
-                        self.on_progress(data["node"], data["value"], data["max"])
+                        on_progress(data["node"], data["value"], data["max"])
                     elif event["type"] == "executing" and event["data"]["node"]:
-                        self.on_progress(event["data"]["node"], 0, 0)
+                        on_progress(event["data"]["node"], 0, 0)
         except aiohttp.ClientError:
             pass  # the server stopped
 
@@ -203,7 +204,11 @@ class ComfyServer:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise ServerProblem(f"ComfyUI stopped while it ran a graph; see its log: {self.log_path}")
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            try:
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)  # stopping, which the next round will see
+                continue
             if entry is not None:
                 for kind, message in entry["status"]["messages"]:
                     if kind == "execution_error":

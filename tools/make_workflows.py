@@ -9,11 +9,11 @@ browser, ``workflows/NAME.json`` and a thumbnail ``workflows/NAME.jpg`` of what 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 from pathlib import Path
 
-import tomllib
 from comfy_server import ComfyServer
 from PIL import Image
 
@@ -181,7 +181,7 @@ def make_thumbnail(pictures: list[Path], path: Path, side: int = 192) -> None:
 
 
 def main() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         object_info = server.object_info()
         for path in sorted((ROOT / "tests" / "graphs").glob("*.json")):

@@ -27,6 +27,7 @@ class Family:
         latent: shape of a latent.
         context: length and width of the text conditioning.
         extras: what else the conditioning holds.
+        downscale: pixels of a picture per latent cell.
     """
 
     config: type
@@ -35,6 +36,7 @@ class Family:
     latent: tuple[int, ...]
     context: tuple[int, int]
     extras: dict = dataclasses.field(default_factory=dict)
+    downscale: int = 8
 
     def build(self) -> comfy.model_patcher.ModelPatcher:
         options = dict(self.options)
@@ -132,7 +134,7 @@ FAMILIES = {
     "LTXV": Family(
         supported.LTXV, dict(in_channels=128, cross_attention_dim=32, attention_head_dim=16, num_attention_heads=2,
                              caption_channels=16, num_layers=1),
-        "proj_out", (1, 128, 2, 4, 4), (7, 16), {"attention_mask": torch.ones(1, 7, dtype=torch.long)},
+        "proj_out", (1, 128, 2, 4, 4), (7, 16), {"attention_mask": torch.ones(1, 7, dtype=torch.long)}, 32,
     ),
     "Hunyuan-DiT": Family(
         supported.HunyuanDiT, dict(input_size=8, hidden_size=64, depth=2, num_heads=2, text_states_dim=16,
@@ -145,6 +147,6 @@ FAMILIES = {
         supported.Stable_Cascade_C,
         dict(c_cond=32, c_hidden=[32, 32], nhead=[2, 2], blocks=[[1, 1], [1, 1]], c_clip_text=16,
              c_clip_text_pooled=16, c_clip_img=768),
-        "clf.1", (2, 16, 8, 8), (7, 16), pooled,
+        "clf.1", (2, 16, 8, 8), (7, 16), pooled, 42,
     ),
 }  # fmt: skip

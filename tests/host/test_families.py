@@ -16,6 +16,7 @@ from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.host.sampling import Progress, run_within
 from bayesdiff.host.state import visit_state
 from bayesdiff.host.tail import discover_last_layer, read_tail
+from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 
 sys.path.append(str(Path(__file__).parent))
@@ -32,6 +33,7 @@ class Setup:
     negative: list
     latent: dict
     path: str
+    downscale: int
 
     def settings(self, model=None) -> tuple:
         """Arguments of a sampling run, as the stock sampler takes them."""
@@ -47,7 +49,7 @@ def setup(request):
     with torch.inference_mode():
         yield Setup(
             family.build(), family.conditioning(1), family.conditioning(2), {"samples": torch.zeros(family.latent)},
-            family.path,
+            family.path, family.downscale,
         )  # fmt: skip
 
 
@@ -97,6 +99,10 @@ def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
         assert torch.equal(latent["samples"], expected)
         assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
         assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
+        if expected.ndim == 4 or expected.shape[2] == 1:
+            mask = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0)[0]
+            side = setup.downscale * expected.shape[-1]
+            assert mask.shape == (len(expected), side, side) and 0.15 < mask.mean() < 0.25
 
 
 def test_a_fit_counts_the_positions_of_the_picture_alone(setup):

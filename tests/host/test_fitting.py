@@ -215,10 +215,10 @@ def small_clip():
 
 def test_images_are_encoded_and_scaled_to_the_latents_size(demo, data):
     vae = demo[3]
-    images = vae.decode(data)
+    images = (vae.decode(data).clamp(0, 1) * 255).round() / 255  # as in a file
     from_images = fit_node(demo, IMAGES, image=images, vae=vae)
     assert from_images.about["pictures"] == "5" and from_images.about["data"] == "images"
-    from_latents = fit_node(demo, LATENTS, {"samples": vae.encode(images)})
+    from_latents = fit_node(demo, LATENTS, {"samples": torch.cat([vae.encode(image[None]) for image in images])})
     assert from_latents.prior_precision == pytest.approx(from_images.prior_precision, rel=1e-3)
     small = torch.nn.functional.interpolate(images.movedim(-1, 1), size=(96, 112)).movedim(1, -1)
     assert fit_node(demo, IMAGES, image=small, vae=vae).about["pictures"] == "5"
@@ -256,6 +256,16 @@ def test_a_source_without_data_is_one_sentence(demo, data, folder):
         fit_node(demo, FOLDER, image=images)
     with pytest.raises(ValueError, match="Expected pictures in the folder input, got none"):
         fit_node(demo, FOLDER, vae=vae)
+
+
+def test_broken_files_in_a_folder_are_one_sentence(demo, folder):
+    vae = demo[3]
+    (folder / "4.txt").write_bytes("Möwe".encode("latin-1"))
+    with pytest.raises(ValueError, match="Expected a caption in UTF-8, but 4.txt"):
+        fit_node(demo, FOLDER, folder="input/owls", vae=vae, clip=small_clip())
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match="Expected a picture such as PNG, JPEG or WebP, but 3.png cannot be read"):
+        fit_node(demo, FOLDER, folder="input/owls", vae=vae)
 
 
 def test_without_laplace_torch_one_sentence_says_how_to_get_it_before_any_work(demo, monkeypatch):

@@ -252,7 +252,7 @@ def scaled(head, factor: float):
     return dataclasses.replace(head, precision=precision)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "heun", "heunpp2", "uni_pc", "lcm"])
 def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
     """The same draws, followed at six states and sampled from start to end; small enough to be linear in δW."""
     settings, head = dict(steps=12, sampler=sampler), scaled(demo_head, 1e-3)
@@ -436,6 +436,9 @@ def test_a_lora_that_a_prompt_brings_along(demo, demo_head, quality):
     assert torch.equal(latent["samples"], expected["samples"])
     assert (uncertainty.variance > 0).all()
     assert torch.equal(stock(hooked(demo), EMPTY)["samples"], expected["samples"])
+    # Members see the LoRA where the run saw it: what is left without a posterior is nothing.
+    none = ours(hooked(demo), scaled(demo_head, 1e-30), EMPTY, quality=quality)[1].variance
+    assert none.max() < 1e-6 * uncertainty.variance.mean()
 
 
 def test_prompts_evaluated_apart_give_the_same_map(demo, demo_head, monkeypatch):
