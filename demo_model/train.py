@@ -429,6 +429,9 @@ def export(records: list[dict], vocabulary: dict[str, int], work: Path) -> None:
     for record in sorted(records, key=lambda r: (r["category"], r["name"])):
         if record["category"] in FOCUS:
             prompts.setdefault(record["name"], encode_tokens(record, vocabulary))
+            # Without the words, as training saw it too: one of its kind, and often none that exists.
+            kind = f"any {record['subcategory'].replace('-', ' ')}"
+            prompts.setdefault(kind, encode_tokens(record | {"name": ""}, vocabulary))
     metadata = {
         "unet_config": json.dumps(UNET_CONFIG),
         "prompts": json.dumps(prompts, separators=(",", ":")),
