@@ -93,7 +93,7 @@ def frontier(model, head, prompts, negative, sampler: str, steps: int, cfg: floa
     for name, found in joined.items():
         against = other if name == "halves" else truth
         scores = [values.sqrt().mean((1, 2))[None] for values in (found, against)]
-        estimator = type(ESTIMATORS[name]).__name__.lower() if name in ESTIMATORS else "control"
+        estimator = ESTIMATORS[name].name if name in ESTIMATORS else "control"
         cost = [statistics.mean(column) for column in zip(*costs.get(name, [(1.0, 1.0)]))]
         rows.append(
             {

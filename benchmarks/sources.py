@@ -1,10 +1,10 @@
 """How much a map depends on what the head was fitted on: own samples, latents, images, a folder with captions.
 
-    python dev.py bench sources [--prompts 4] [--members 16] [--json PATH]
+    python dev.py bench sources [--prompts 4] [--quality precise] [--json PATH]
 
 On the demo model. Real pictures are those of ``demo_model/pictures``. Every head samples the same pictures with the
 same draws of unit noise, so what differs is the head alone; the first row, the same head with other draws, says how
-well two maps of this many members can agree at all. Spearman is of the maps, cell by cell, averaged over pictures.
+well two maps of this quality can agree at all. Spearman is of the maps, cell by cell, averaged over pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E40
 from bayesdiff.host.files import read_picture  # noqa: E402
 from bayesdiff.host.fitting import Example, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import check_head  # noqa: E402
-from bayesdiff.host.sampling import Ensemble, sample_with_uncertainty  # noqa: E402
+from bayesdiff.host.sampling import sample_with_uncertainty  # noqa: E402
+from bayesdiff.nodes.sampler import QUALITIES  # noqa: E402
 from measure import spearman  # noqa: E402
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo_model" / "pictures"
@@ -50,20 +51,20 @@ def fit_heads(model, positive, negative, vae) -> dict:
     return {name: fit_head(model, d, negative, CFG, LEVELS, SEED, source=name) for name, d in data.items()}
 
 
-def maps(model, positive, negative, head, members: int, seed: int) -> torch.Tensor:
+def maps(model, positive, negative, head, quality: str, seed: int) -> torch.Tensor:
     latent, layer = {"samples": torch.zeros(4, 4, 16, 16)}, check_head(head, model)
 
     def run(model):
         return nodes.common_ksampler(model, 1, 20, CFG, "dpmpp_2m", "karras", positive, negative, latent)[0]
 
-    return sample_with_uncertainty(run, model, layer, head, Ensemble(members), seed)[2].std_map()
+    return sample_with_uncertainty(run, model, layer, head, QUALITIES[quality], seed)[2].std_map()
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--quality", choices=list(QUALITIES), default="precise")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model, positive, negative, vae = load_demo_model("owl")
@@ -72,7 +73,7 @@ def main() -> None:
     prompts = [load_demo_model(name)[1] for name in names[:: len(names) // arguments.prompts][: arguments.prompts]]
 
     def all_maps(head, seed=0):
-        return torch.cat([maps(model, prompt, negative, head, arguments.members, seed) for prompt in prompts])
+        return torch.cat([maps(model, prompt, negative, head, arguments.quality, seed) for prompt in prompts])
 
     found = {name: all_maps(head) for name, head in heads.items()}
     reference = "folder with captions"

@@ -20,10 +20,12 @@ class DemoModel(io.ComfyNode):
                 io.Combo.Input("prompt", options=prompt_names(), default="owl", tooltip="What to draw."),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="A small latent UNet of the host's own SD1 class."),
-                io.Conditioning.Output("positive", tooltip="The prompt."),
-                io.Conditioning.Output("negative", tooltip="The empty prompt."),
-                io.Vae.Output("vae", tooltip="Its autoencoder, in TAESD's format."),
+                io.Model.Output(
+                    "model", display_name="model", tooltip="A small latent UNet of the host's own SD1 class."
+                ),
+                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="The empty prompt."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Its autoencoder, in TAESD's format."),
             ],
         )
 

@@ -82,6 +82,8 @@ class FitLaplaceHead(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    # Said outright, or the page adds the control to every seed and each run fits another head.
+                    control_after_generate=False,
                     tooltip="Seed of samples, noise and choice of positions.",
                 ),
                 io.Combo.Input(
@@ -97,7 +99,9 @@ class FitLaplaceHead(io.ComfyNode):
                     "clip", optional=True, tooltip="Encodes the captions of a folder; without it the prompt serves."
                 ),
             ],
-            outputs=[LaplaceHeadType.Output("head", tooltip="The posterior of the model's last layer.")],
+            outputs=[
+                LaplaceHeadType.Output("head", display_name="head", tooltip="The posterior of the model's last layer.")
+            ],
         )
 
     @classmethod
@@ -187,7 +191,9 @@ class LoadLaplaceHead(io.ComfyNode):
                     tooltip="A file that Save Laplace Head wrote. Press R to see new files.",
                 )
             ],
-            outputs=[LaplaceHeadType.Output("head", tooltip="The posterior of a model's last layer.")],
+            outputs=[
+                LaplaceHeadType.Output("head", display_name="head", tooltip="The posterior of a model's last layer.")
+            ],
         )
 
     @classmethod

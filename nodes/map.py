@@ -37,9 +37,11 @@ class UncertaintyMap(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("heat_map", tooltip="Dark is certain, bright is uncertain."),
-                io.Image.Output("overlay", tooltip="The heat map over the picture in grey."),
-                io.Mask.Output("map", tooltip="The map's values from 0 to 1, at the picture's size."),
+                io.Image.Output("heat_map", display_name="heat map", tooltip="Dark is certain, bright is uncertain."),
+                io.Image.Output("overlay", display_name="overlay", tooltip="The heat map over the picture in grey."),
+                io.Mask.Output(
+                    "map", display_name="map", tooltip="The map's values from 0 to 1, at the picture's size."
+                ),
             ],
         )
 

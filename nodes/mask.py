@@ -37,7 +37,13 @@ class UncertaintyToMask(io.ComfyNode):
                     tooltip="Soften the mask's edge, in pixels. Soft masks want Differential Diffusion.",
                 ),
             ],
-            outputs=[io.Mask.Output("mask", tooltip="One mask a picture, at the picture's size: 1 is to be redrawn.")],
+            outputs=[
+                io.Mask.Output(
+                    "mask",
+                    display_name="mask",
+                    tooltip="One mask a picture, at the picture's size: 1 is to be redrawn.",
+                )
+            ],
         )
 
     @classmethod

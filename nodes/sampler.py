@@ -31,8 +31,8 @@ def uncertainty_inputs() -> list[io.Input]:
             "quality",
             options=[*QUALITIES, ENSEMBLE],
             default="balanced",
-            tooltip="What the map costs: draft 1.25, balanced 2, precise 4 times the time of plain sampling at 20 "
-            "steps. Ensemble samples every member from start to end, the reference.",
+            tooltip="Draft: for scores, 1.25 times the time of plain sampling at 20 steps. Balanced, 2 times, and precise, "
+            "4 times: for maps. Ensemble: samples every member from start to end, the reference.",
         ),
         io.Int.Input(
             "members",
@@ -46,8 +46,10 @@ def uncertainty_inputs() -> list[io.Input]:
 
 def uncertainty_outputs() -> list[io.Output]:
     return [
-        UncertaintyType.Output("uncertainty", tooltip="Variance of every latent cell."),
-        io.Float.Output("scores", is_output_list=True, tooltip="One score a picture: higher is less certain."),
+        UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Variance of every latent cell."),
+        io.Float.Output(
+            "scores", display_name="scores", is_output_list=True, tooltip="One score a picture: higher is less certain."
+        ),
     ]
 
 
@@ -137,7 +139,7 @@ class KSamplerBayesDiff(UncertainSampler):
                 *uncertainty_inputs(),
             ],
             outputs=[
-                io.Latent.Output("latent", tooltip="The stock KSampler's latent, bit for bit."),
+                io.Latent.Output("latent", display_name="latent", tooltip="The stock KSampler's latent, bit for bit."),
                 *uncertainty_outputs(),
             ],
         )
@@ -181,7 +183,9 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
                 *uncertainty_inputs(),
             ],
             outputs=[
-                io.Latent.Output("latent", tooltip="The stock KSampler (Advanced)'s latent, bit for bit."),
+                io.Latent.Output(
+                    "latent", display_name="latent", tooltip="The stock KSampler (Advanced)'s latent, bit for bit."
+                ),
                 *uncertainty_outputs(),
             ],
         )
@@ -220,8 +224,10 @@ class SamplerCustomBayesDiff(UncertainSampler):
                 *uncertainty_inputs(),
             ],
             outputs=[
-                io.Latent.Output("latent", tooltip="The stock SamplerCustomAdvanced's output, bit for bit."),
-                io.Latent.Output("denoised_latent", tooltip="Its denoised output."),
+                io.Latent.Output(
+                    "latent", display_name="latent", tooltip="The stock SamplerCustomAdvanced's output, bit for bit."
+                ),
+                io.Latent.Output("denoised_latent", display_name="denoised latent", tooltip="Its denoised output."),
                 *uncertainty_outputs(),
             ],
         )

@@ -33,6 +33,11 @@ def widget_inputs(info: dict) -> list[tuple[str, dict]]:
     return found
 
 
+def has_control(name: str, options: dict) -> bool:
+    """Whether the page adds a control to a widget: where it is asked to, and where nothing is said of a seed."""
+    return options.get("control_after_generate", name in ("seed", "noise_seed"))
+
+
 def connections_and_widgets(info: dict) -> list[tuple[str, list]]:
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     order = [*info["input_order"].get("required", []), *info["input_order"].get("optional", [])]
@@ -74,7 +79,7 @@ def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str) ->
         values = []
         for key, options in widget_inputs(info):
             values.append(node["inputs"][key])
-            if options.get("control_after_generate"):
+            if has_control(key, options):
                 values.append(CONTROL_AFTER_GENERATE)
         slots = [(key, spec) for key, spec in connections_and_widgets(info) if (node_id, key) in incoming]
         height = 60 + 24 * (max(len(slots), len(info["output"])) + len(values))
@@ -146,7 +151,7 @@ def to_api(workflow: dict, object_info: dict) -> dict:
         inputs, values = {}, iter(node["widgets_values"])
         for key, options in widget_inputs(object_info[node["type"]]):
             inputs[key] = next(values)
-            if options.get("control_after_generate"):
+            if has_control(key, options):
                 next(values)
         inputs |= {slot["name"]: links[slot["link"]] for slot in node["inputs"]}
         if next(values, None) is not None:
