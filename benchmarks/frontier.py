@@ -1,7 +1,7 @@
 """Fidelity against cost: how close each estimator comes to the posterior ensemble, and what it costs, in one run.
 
-    python dev.py bench frontier [--samplers euler,dpmpp_2m,euler_ancestral] [--steps 20] [--cfg 3] [--prompts 3]
-                                 [--members 32] [--json PATH]
+    python dev.py bench frontier [--samplers euler,dpmpp_2m,euler_ancestral] [--steps 20] [--cfg 3]
+                                 [--prompts 3 | --prompt NAME] [--members 32] [--json PATH]
 
 On the demo model, four pictures a prompt. The truth is the mean square deviation of an ensemble of many members; the
 row "truth, halves" says how well its two halves agree with each other, which no estimator can beat by much. Two
@@ -134,11 +134,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--prompt", choices=prompt_names(), metavar="NAME", help="this prompt alone")
     parser.add_argument("--members", type=int, default=32, help="members of the ensemble that is the truth")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = prompt_names()
     names = names[len(names) // (2 * arguments.prompts) :: len(names) // arguments.prompts][: arguments.prompts]
+    if arguments.prompt:
+        names = [arguments.prompt]
     model, positive, negative, _ = load_demo_model(names[0])
     prompts = [load_demo_model(name)[1] for name in names]
     print(f"prompts: {', '.join(names)}; seed {SEED}")
