@@ -2,8 +2,8 @@
 
     python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
-    python dev.py host           make the ComfyUI that both use, and say how to start it by hand
-    python dev.py bench NAME     a benchmark of benchmarks/
+    python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
+    python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
     python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
     python dev.py pictures       remake the pictures of the docs
 
@@ -187,9 +187,12 @@ def run(python: Path, comfyui: Path, *arguments: str | Path) -> int:
 
 def main(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
-    if command not in ("demo", "test", "host", "bench", "workflows", "pictures"):
+    if command in ("help", "-h", "--help") or command != "test" and rest[:1] in (["-h"], ["--help"]):
         print(__doc__)
-        return 0 if command in ("help", "-h", "--help") else 2
+        return 0
+    commands = ("demo", "test", "host", "bench", "workflows", "pictures")
+    if command not in commands:
+        raise Problem(f"Expected {', '.join(commands[:-1])} or {commands[-1]}, got {command}; see: python dev.py help")
     benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
     if command == "bench" and (not rest or rest[0] not in benches):
         raise Problem(f"Expected the name of a benchmark ({', '.join(benches)}), got {rest[0] if rest else 'nothing'}.")

@@ -23,7 +23,7 @@ def read_metadata() -> dict[str, str]:
 
 
 def prompt_names() -> list[str]:
-    """Every emoji that the model was trained on, by name."""
+    """Every prompt: the emoji that training ended on, by name, and each of their kinds as "any ..."."""
     return list(json.loads(read_metadata()["prompts"]))
 
 

@@ -17,7 +17,12 @@ class DemoModel(io.ComfyNode):
             category=CATEGORY,
             description="A small model of emoji at 128 by 128 pixels (latent 16 by 16) that comes with the pack.",
             inputs=[
-                io.Combo.Input("prompt", options=prompt_names(), default="owl", tooltip="What to draw."),
+                io.Combo.Input(
+                    "prompt",
+                    options=sorted(prompt_names(), key=lambda name: (not name.startswith("any "), name)),
+                    default="owl",
+                    tooltip="What to draw. Any of a kind varies with the seed and often goes wrong somewhere.",
+                ),
             ],
             outputs=[
                 io.Model.Output(

@@ -44,9 +44,9 @@ class FitLaplaceHead(io.ComfyNode):
                     default=32,
                     min=1,
                     max=4096,
-                    tooltip="How many own samples to draw. More make the model surer of itself.",
+                    tooltip="Own samples only: how many to draw. More make the model surer of itself.",
                 ),
-                io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Sampling steps of each own sample."),
+                io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Own samples only: sampling steps of each."),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -66,7 +66,8 @@ class FitLaplaceHead(io.ComfyNode):
                     "structure",
                     options=list(STRUCTURES),
                     default=STRUCTURES[0],
-                    tooltip="Low-rank: nearly exact and small. Full: exact. Diag: the paper's, without correlations.",
+                    tooltip="Low-rank: a few per cent off, smaller file. Full: exact. Diag: the paper's, without "
+                    "correlations.",
                 ),
                 io.Float.Input(
                     "explained_variance",
@@ -90,10 +91,12 @@ class FitLaplaceHead(io.ComfyNode):
                     "folder",
                     options=files.picture_folders(),
                     default=files.INPUT,
-                    tooltip="Folder of pictures, in ComfyUI's input folder. A file of the same name that ends in txt "
-                    "is a caption.",
+                    tooltip="Folder only: where the pictures are, in ComfyUI's input folder. They are cropped to the "
+                    "latent's size. A file of the same name that ends in txt is a caption.",
                 ),
-                io.Image.Input("image", optional=True, tooltip="Pictures to fit on."),
+                io.Image.Input(
+                    "image", optional=True, tooltip="Images only: pictures to fit on, cropped to the latent's size."
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes images and folders; the model's own."),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="Encodes the captions of a folder; without it the prompt serves."
@@ -163,7 +166,8 @@ class SaveLaplaceHead(io.ComfyNode):
                     "dtype",
                     options=list(DTYPES),
                     default="float32",
-                    tooltip="float16 halves the file and changes variances by less than a thousandth.",
+                    tooltip="float16 halves the file and changes variances by less than a thousandth, bfloat16 by less "
+                    "than a hundredth.",
                 ),
             ],
             outputs=[LaplaceHeadType.Output("head_out", display_name="head", tooltip="The same head.")],

@@ -17,15 +17,16 @@ class UncertaintyMap(io.ComfyNode):
             node_id="BayesDiffUncertaintyMap",
             display_name="Uncertainty Map (BayesDiff)",
             category=CATEGORY,
-            description="Shows where the model is unsure: a heat map, the heat map over the picture, and raw values.",
+            description="Shows where the model is unsure: a heat map, the heat map over the picture, and its values.",
             inputs=[
-                UncertaintyType.Input("uncertainty", tooltip="From KSampler (BayesDiff)."),
+                UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Vae.Input("vae", tooltip="Decodes the picture that lies under the overlay."),
                 io.Combo.Input(
                     "scale",
                     options=[PER_IMAGE, PER_BATCH],
                     default=PER_IMAGE,
-                    tooltip="Each image: every map uses all colours. Whole batch: colours compare images.",
+                    tooltip="Each image: the brightest part of every map is bright, however sure the model is. Whole "
+                    "batch: colours compare images.",
                 ),
                 io.Float.Input(
                     "opacity",

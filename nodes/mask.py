@@ -18,7 +18,7 @@ class UncertaintyToMask(io.ComfyNode):
             category=CATEGORY,
             description="Masks the part of each picture that the model is least sure of, ready for inpainting.",
             inputs=[
-                UncertaintyType.Input("uncertainty", tooltip="From KSampler (BayesDiff)."),
+                UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Float.Input(
                     "area",
                     default=0.15,

@@ -3,7 +3,7 @@
     python dev.py pictures
 
 ``docs/images/quickstart.png``: what the quick start makes, one column a sample.
-``docs/images/samples.png``: 36 samples of the demo model, its prompts taken at even distances from the sorted list.
+``docs/images/samples.png``: 36 samples of the demo model, its prompts taken at even distances from the node's list.
 """
 
 from __future__ import annotations
@@ -34,8 +34,16 @@ def sheet(rows: list[list[Path]], captions: list[list[str]], row_titles: list[st
         for x, (path, text) in enumerate(zip(row, texts)):
             tile = Image.open(path).convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
             image.paste(tile, (left + x * (TILE + 6), top))
-            draw.text((left + x * (TILE + 6) + 2, top + TILE), text[:24], fill="black", font=font)
+            draw.text((left + x * (TILE + 6) + 2, top + TILE), fit_text(text, font), fill="black", font=font)
     return image
+
+
+def fit_text(text: str, font: ImageFont.ImageFont) -> str:
+    """As many whole words as fit under a tile."""
+    words = text.split()
+    while len(words) > 1 and font.getlength(" ".join(words)) > TILE:
+        words[-2:] = ["..."] if words[-1] != "..." else [words[-1]]
+    return " ".join(words)
 
 
 def quickstart(server: ComfyServer) -> Image.Image:
