@@ -1,4 +1,4 @@
-"""How much a map depends on what the head was fitted on: own samples, latents, images, a folder with captions.
+"""How much a map depends on what the head was fitted on: own samples, latents, a folder with captions.
 
     python dev.py bench sources [--prompts 4] [--quality precise] [--json PATH]
 

@@ -142,11 +142,9 @@ def fit_head(
     hessian, weights = GaussNewton(layer.geometry, generator), None
     prompts = 1 if cfg == 1 else 2
     progress = comfy.utils.ProgressBar(levels * prompts * len(data))
-
     picture_positions: dict[int, torch.Tensor | None] = {}
 
     def visit(denoise, x, sigma, x0):
-        nonlocal weights
         seen: list[torch.Tensor] = []
 
         def see(features):

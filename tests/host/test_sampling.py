@@ -90,12 +90,15 @@ def test_latent_is_the_stock_samplers_for_every_scheduler(demo, demo_head, sched
     assert torch.equal(latent["samples"], expected["samples"])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "dpm_adaptive"])
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_latent_is_the_stock_samplers_beside_an_ensemble(demo, demo_head, sampler):
     expected = stock(demo, EMPTY, sampler=sampler)
     state = torch.get_rng_state()
-    assert torch.equal(ours(demo, demo_head, EMPTY, sampler=sampler)[0]["samples"], expected["samples"])
+    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, sampler=sampler)
+    assert torch.equal(latent["samples"], expected["samples"])
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.isfinite(uncertainty.variance).all() and (uncertainty.variance.flatten(1).sum(1) > 0).all()
+    assert scores == pytest.approx(uncertainty.variance.sqrt().mean((1, 2, 3)).tolist())
 
 
 @pytest.mark.parametrize("quality", ["balanced", "ensemble"])
@@ -208,16 +211,22 @@ def test_uncertainty_is_reproducible_and_follows_the_seed(demo, demo_head):
 
 
 @pytest.mark.parametrize(
-    ("quality", "sampler", "total"),
-    [("ensemble", "euler", 8 * (1 + MEMBERS)), ("balanced", "euler", 8 + 2 * 5), ("precise", "heun", 15 + 8 * 6)],
+    ("quality", "sampler", "run", "total"),
+    [
+        ("ensemble", "euler", 8, 8 * (1 + MEMBERS)),
+        ("balanced", "euler", 8, 8 + 2 * 5),
+        ("precise", "heun", 15, 15 + 48),
+    ],
 )
-def test_progress_counts_every_call_of_the_network_once(demo, demo_head, monkeypatch, quality, sampler, total):
+def test_progress_counts_every_call_of_the_network_once(demo, demo_head, monkeypatch, quality, sampler, run, total):
+    """Steps while the run goes on, which may take several calls each; then every call by its number."""
     seen, calls = [], []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
     with find_last_layer(demo[0]).watched(calls.append):
         ours(demo, demo_head, EMPTY, steps=8, quality=quality, sampler=sampler)
     assert len(calls) == total
-    assert [value for value, of in seen if of == total][-5:] == list(range(total - 4, total + 1))
+    assert [value for value, _ in seen] == [*range(1, 9), *range(run + 1, total + 1)]
+    assert {of for _, of in seen[8:]} == {total}
 
 
 def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
