@@ -8,6 +8,22 @@ import torch
 
 
 @dataclasses.dataclass(frozen=True)
+class Moment:
+    """A point of the trajectory: mean and variance of the noisy latent there (Kou et al. 2024, section 3.3).
+
+    Attributes:
+        sigma: noise level, as the sampler names it.
+        latent: ``(n, ...)``, the run's own latent at that level, noise included, as a stock sampler that is stopped
+            there and leaves its noise in would return it.
+        variance: of the same shape, in squared units of it.
+    """
+
+    sigma: float
+    latent: torch.Tensor
+    variance: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Uncertainty:
     """Pixel-wise variance of a batch of latents and what is needed to read it later.
 
@@ -19,6 +35,10 @@ class Uncertainty:
         estimator: name of what estimated the variance.
         members: how many posterior draws it used.
         head: metadata of the Laplace head.
+        cost: network calls of the whole run, relative to plain sampling.
+        deviations: ``(k, n, ...)``, how far some of the members ended from ``latent``; k is 0 where the estimator has
+            no members.
+        trajectory: mean and variance at the levels that were asked for, highest first.
     """
 
     variance: torch.Tensor
@@ -27,6 +47,9 @@ class Uncertainty:
     estimator: str
     members: int
     head: dict[str, str]
+    cost: float
+    deviations: torch.Tensor
+    trajectory: tuple[Moment, ...] = ()
 
     def std_map(self) -> torch.Tensor:
         """Standard deviation of each latent cell, ``(n, h, w)``: root of the variance averaged over channels.

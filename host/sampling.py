@@ -135,6 +135,8 @@ def sample_with_uncertainty(
         estimator=estimator.name,
         members=members,
         head=head.about,
+        cost=1.0,
+        deviations=torch.empty(0, *variance.shape),
     )
     return latent, denoised, uncertainty
 

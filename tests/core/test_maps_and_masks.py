@@ -6,7 +6,8 @@ from bayesdiff.bayesdiff_core.uncertainty import Uncertainty
 
 
 def uncertainty(variance):
-    return Uncertainty(variance, torch.zeros_like(variance), 8, "ensemble", 8, {})
+    nominal = torch.zeros_like(variance)
+    return Uncertainty(variance, nominal, 8, "ensemble", 8, {}, 9.0, nominal[None])
 
 
 def test_map_and_score_of_known_variances():
