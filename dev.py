@@ -203,6 +203,7 @@ def main(arguments: list[str]) -> int:
     if command in tools:
         return run(python, comfyui, ROOT / "tools" / tools[command], *rest)
     if command == "bench":
+        install_requirements(python, "requirements-dev.txt")
         return run(python, comfyui, ROOT / "benchmarks" / f"{rest[0]}.py", *rest[1:])
     if command == "test":
         install_requirements(python, "requirements-dev.txt")

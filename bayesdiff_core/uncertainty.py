@@ -7,6 +7,14 @@ import dataclasses
 import torch
 
 
+def std_of(variance: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each cell, ``(n, ...)``: root of the variance ``(n, c, ...)`` averaged over channels.
+
+    What is negative (the published recursion knows that) counts as zero.
+    """
+    return variance.mean(dim=1).clamp(min=0).sqrt()
+
+
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """A point of the trajectory: mean and variance of the noisy latent there (Kou et al. 2024, section 3.3).
@@ -65,11 +73,11 @@ class Uncertainty:
                 "Expected the uncertainty of image latents (batch, channels, height, width), got shape "
                 f"{tuple(variance.shape)}; sample a single frame, maps of video are not supported yet."
             )
-        return variance.mean(dim=1).sqrt()
+        return std_of(variance)
 
     def scores(self) -> torch.Tensor:
         """One score an image, ``(n,)``: the mean standard deviation. Higher is less certain.
 
         The paper sums variances (section 4.3); a sum of standard deviations is less ruled by a few cells.
         """
-        return self.variance.sqrt().flatten(1).mean(dim=1)
+        return self.variance.clamp(min=0).sqrt().flatten(1).mean(dim=1)

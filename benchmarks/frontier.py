@@ -1,18 +1,21 @@
 """Fidelity against cost: how close each estimator comes to the posterior ensemble, and what it costs, in one run.
 
-    python dev.py bench frontier [--samplers euler,dpmpp_2m,euler_ancestral] [--steps 20] [--cfg 3]
-                                 [--prompts 3 | --prompt NAME] [--members 32] [--json PATH]
+    python dev.py bench frontier [--models demo,fashion] [--samplers euler,dpmpp_2m,euler_ancestral] [--steps 20,50]
+                                 [--cfg 1,7] [--prompts "owl,any animal mammal"] [--batch 6] [--members 20]
+                                 [--json PATH] [--docs]
 
-On the demo model, four pictures a prompt. The truth is the mean square deviation of an ensemble of many members; the
-row "truth, halves" says how well its two halves agree with each other, which no estimator can beat by much. Two
-controls need no posterior at all: random noise, and the local gradient energy of the latent. Spearman is of the maps,
-cell by cell, averaged over pictures, and of the pictures' scores. Costs are relative to the stock sampler's.
+On the demo model (a UNet, eps prediction) and on a second one (a transformer, rectified flow, pixels). The truth is the
+mean square deviation of an ensemble of many members. How well its two halves agree tells how well a perfect map would
+agree with it: that is the ceiling. Two controls need no posterior at all: random noise, and the local gradient energy
+of the latent. Spearman is of the maps, cell by cell, averaged over pictures, and of the pictures' scores within a
+prompt, averaged over prompts. Costs are relative to the stock sampler's. ``--docs`` writes table and plot to docs/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -23,25 +26,34 @@ in_process.import_host_and_pack()
 
 import nodes  # noqa: E402
 import torch  # noqa: E402
-from bayesdiff.bayesdiff_core.ensemble import EnsembleVariance  # noqa: E402
-from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.moments import Moments  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.paper import Paper  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
+from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.host.sampling import Ensemble, Thinned, sample_with_uncertainty  # noqa: E402
+from bayesdiff.host.sampling import sample_with_uncertainty  # noqa: E402
 from bayesdiff.nodes.sampler import QUALITIES  # noqa: E402
+from fashion_model import load_fashion_model  # noqa: E402
 from measure import count_calls, spearman  # noqa: E402
 
 SEED = 1
+DOCS = in_process.ROOT / "docs"
+# How a model is loaded, the shape of one latent, its prompts, and the guidance that its head is fitted for.
+MODELS = {
+    "demo": (load_demo_model, (4, 16, 16), "owl,any animal mammal"),
+    "fashion": (load_fashion_model, (3, 32, 32), "sandal,bag"),
+}
 ESTIMATORS = {
     **QUALITIES,
-    "share 0.25, 4 states": Thinned(0.25, 4),
-    "share 0.25, 8 states": Thinned(0.25, 8),
-    "share 1, 4 states": Thinned(1.0, 4),
-    "share 1, 8 states": Thinned(1.0, 8),
-    "share 3, 5 states": Thinned(3.0, 5),
-    "2 members": Ensemble(2),
+    "1 member, not moderated": Deviations(5, fixed_members=1, moderated=False),
+    "4 members, not moderated": Deviations(5, fixed_members=4, moderated=False),
+    "2 members": Tangents(2),
+    "every 2nd step, 1 pair": Moments(2, 1),
+    "Skip 5, S = 10": Paper(5, 10),
     "4 members": Ensemble(4),
-    "8 members": Ensemble(8),
 }
 
 
@@ -52,111 +64,232 @@ def gradient_energy(latent: torch.Tensor) -> torch.Tensor:
     return (right.square() + down.square()).mean(1)
 
 
-def frontier(model, head, prompts, negative, sampler: str, steps: int, cfg: float, members: int) -> list[dict]:
-    """Rows of one setting, every estimator on every prompt."""
-    layer, latent = find_last_layer(model), {"samples": torch.zeros(4, 4, 16, 16)}
-    maps: dict[str, list[torch.Tensor]] = {}
-    costs: dict[str, list[tuple[float, float]]] = {}
-    for prompt in prompts:
+def scores_of(maps: torch.Tensor) -> torch.Tensor:
+    return maps.clamp(min=0).sqrt().mean((1, 2))[None]
 
-        def run(model, prompt=prompt):
-            return nodes.common_ksampler(model, SEED, steps, cfg, sampler, "normal", prompt, negative, latent)[0]
 
-        calls, nominal = count_calls(layer, lambda run=run: run(model)["samples"])
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(model)
-            times.append(time.perf_counter() - start)
-        plain = statistics.median(times)
-        halves, generator = [EnsembleVariance(nominal), EnsembleVariance(nominal)], torch.Generator().manual_seed(7)
-        for number in range(members):
-            with layer.perturbed(head.draw(generator)):
-                halves[number % 2].add(run(model)["samples"])
-        found = {"half": halves[0].mean_square(), "other half": halves[1].mean_square()}
-        found["truth"] = (found["half"] + found["other half"]) / 2
-        for name, estimator in ESTIMATORS.items():
-            start = time.perf_counter()
-            spent, (_, _, uncertainty) = count_calls(
-                layer, lambda e=estimator, run=run: sample_with_uncertainty(run, model, layer, head, e, SEED)
-            )
-            costs.setdefault(name, []).append((spent / calls, (time.perf_counter() - start) / plain))
-            found[name] = uncertainty.variance
-        for name, variance in found.items():
-            maps.setdefault(name, []).append(variance.mean(1))
-        maps.setdefault("random noise", []).append(torch.rand(nominal[:, 0].shape, generator=generator))
-        maps.setdefault("gradient energy", []).append(gradient_energy(nominal))
-    joined = {name: torch.cat(parts) for name, parts in maps.items()}
-    truth, other = joined.pop("truth"), joined.pop("other half")
-    joined = {"halves": joined.pop("half"), **joined}
-    rows = []
-    for name, found in joined.items():
-        against = other if name == "halves" else truth
-        scores = [values.sqrt().mean((1, 2))[None] for values in (found, against)]
-        estimator = ESTIMATORS[name].name if name in ESTIMATORS else "control"
-        cost = [statistics.mean(column) for column in zip(*costs.get(name, [(1.0, 1.0)]))]
-        rows.append(
-            {
-                "model": "demo",
-                "sampler": sampler,
-                "steps": steps,
-                "cfg": cfg,
-                "estimator": "truth" if name == "halves" else estimator,
-                "setting": name,
-                "calls_ratio": 1.0 + members / 2 if name == "halves" else cost[0],
-                "wall_ratio": None if name == "halves" else cost[1],
-                "map_spearman": spearman(found, against),
-                "score_spearman": spearman(*scores),
-                "variance_ratio": float(found.mean() / against.mean()) if estimator != "control" else None,
-            }
-        )
+def measure(model, layer, head, prompt, negative, latent, sampler, steps, cfg, members) -> dict[str, dict]:
+    """Of one prompt: every estimator's agreement with the truth, and its cost."""
+
+    def run(model):
+        return nodes.common_ksampler(model, SEED, steps, cfg, sampler, "normal", prompt, negative, latent)[0]
+
+    calls, nominal = count_calls(layer, lambda: run(model)["samples"])
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(model)
+        times.append(time.perf_counter() - start)
+    plain = statistics.median(times)
+    halves, generator = [EnsembleVariance(nominal), EnsembleVariance(nominal)], torch.Generator().manual_seed(7)
+    for number in range(members):
+        with layer.perturbed(head.draw(generator)):
+            halves[number % 2].add(run(model)["samples"])
+    half, other = (part.mean_square().mean(1) for part in halves)
+    truth = (half + other) / 2
+
+    def row(found, calls_ratio, wall_ratio=None, has_scale=True, against=truth):
+        return {
+            "calls_ratio": calls_ratio,
+            "wall_ratio": wall_ratio,
+            "map_spearman": spearman(found, against),
+            "score_spearman": spearman(scores_of(found), scores_of(against)),
+            "variance_ratio": float(found.mean() / against.mean()) if has_scale else None,
+        }
+
+    rows = {"halves": row(half, 1.0 + members / 2, against=other)}
+    agreement = max(rows["halves"]["map_spearman"], 0.0)
+    # Of a perfect map with a truth whose halves agree so (Spearman and Brown, 1910).
+    ceiling = math.sqrt(2 * agreement / (1 + agreement))
+    rows["ceiling"] = dict(
+        calls_ratio=1.0 + members, wall_ratio=None, map_spearman=ceiling, score_spearman=None, variance_ratio=None
+    )
+    for name, estimator in ESTIMATORS.items():
+        start = time.perf_counter()
+        _, _, uncertainty = sample_with_uncertainty(run, model, layer, head, estimator, SEED)
+        rows[name] = row(uncertainty.variance.mean(1), uncertainty.cost, (time.perf_counter() - start) / plain)
+    rows["random noise"] = row(torch.rand(truth.shape, generator=generator), 1.0, 1.0, has_scale=False)
+    rows["gradient energy"] = row(gradient_energy(nominal), 1.0, 1.0, has_scale=False)
     return rows
 
 
-def show(rows: list[dict]) -> None:
+def kind_of(setting: str) -> str:
+    """What a row's setting is of."""
+    if setting in ESTIMATORS:
+        return ESTIMATORS[setting].name
+    return "truth" if setting in ("halves", "ceiling") else "control"
+
+
+def average(values: list[float | None]) -> float | None:
+    return None if None in values else statistics.mean(values)
+
+
+def frontier(name: str, arguments) -> list[dict]:
+    """Rows of one model, at every sampler, number of steps and guidance."""
+    load, shape, default_prompts = MODELS[name]
+    prompts = (arguments.prompts or default_prompts).split(",")
+    model, positive, negative, _ = load(prompts[0])
+    layer, conditions = find_last_layer(model), [load(prompt)[1] for prompt in prompts]
+    latent = {"samples": torch.zeros(arguments.batch, *shape)}
+    rows = []
+    for cfg in arguments.cfg:
+        data = own_samples(model, positive, negative, {"samples": torch.zeros(1, *shape)}, 32, 12, cfg, seed=0)
+        head = fit_head(model, as_examples(data, positive), negative, cfg, 8, 0)
+        for steps in arguments.steps:
+            for sampler in arguments.samplers:
+                found = [
+                    measure(model, layer, head, prompt, negative, latent, sampler, steps, cfg, arguments.members)
+                    for prompt in conditions
+                ]
+                setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
+                rows += [
+                    setting
+                    | {"estimator": kind_of(key), "setting": key}
+                    | {column: average([of_prompt[key][column] for of_prompt in found]) for column in value}
+                    for key, value in found[0].items()
+                ]
+                print("\n".join(table(rows[-len(found[0]) :])), flush=True)
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(arguments.done + rows, indent=1))
+    return rows
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def cell(value: float | None, digits: int = 2) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.2g}"
+
+
+def label(row: dict) -> str:
+    bold = "**" if row["setting"] in QUALITIES else ""
+    return f"{bold}{row['estimator']}, {row['setting']}{bold}"
+
+
+def table(rows: list[dict]) -> list[str]:
+    """The rows of one setting, in Markdown."""
     first = rows[0]
-    print(f"\n{first['sampler']}, {first['steps']} steps, cfg {first['cfg']:g}")
-    print(f"{'estimator':<34}{'calls':>7}{'time':>7}{'map':>8}{'score':>8}{'mean/truth':>12}")
+    lines = [
+        f"\n{first['model']}, {first['sampler']}, {first['steps']} steps, cfg {first['cfg']:g}\n",
+        "| estimator | calls | time | map | score | mean/truth |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        wall = "" if row["wall_ratio"] is None else f"{row['wall_ratio']:.2f}"
-        ratio = "" if row["variance_ratio"] is None else f"{row['variance_ratio']:.2f}"
-        print(
-            f"{row['estimator'] + ', ' + row['setting']:<34}{row['calls_ratio']:>7.2f}{wall:>7}"
-            f"{row['map_spearman']:>8.3f}{row['score_spearman']:>8.3f}{ratio:>12}",
-            flush=True,
-        )
+        cells = [cell(row[key]) for key in ("calls_ratio", "wall_ratio")]
+        cells += [cell(row["map_spearman"], 3), cell(row["score_spearman"]), cell(row["variance_ratio"])]
+        lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """Means over samplers, steps and guidances, one column a model, in Markdown."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    columns = [f"{model}: {column}" for model in models for column in ("calls", "map", "score", "mean/truth")]
+    lines = ["| estimator | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        cells = []
+        for model in models:
+            mine = [row for row in rows if row["setting"] == setting and row["model"] == model]
+            cells += [
+                cell(average([row["calls_ratio"] for row in mine])),
+                cell(average([row["map_spearman"] for row in mine]), 3),
+                cell(average([row["score_spearman"] for row in mine])),
+                cell(None if mine[0]["variance_ratio"] is None
+                     else statistics.median(row["variance_ratio"] for row in mine)),
+            ]  # fmt: skip
+        row = next(row for row in rows if row["setting"] == setting)
+        lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Fidelity of map and score against network calls, one panel a model; small marks are single settings."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(2, len(models), figsize=(5.5 * len(models), 8), sharex=True, squeeze=False)
+    markers = {"deviations": "o", "tangents": "v", "moments": "s", "paper": "X", "ensemble": "D", "control": "."}
+    for column, model in enumerate(models):
+        for line, key in enumerate(("map_spearman", "score_spearman")):
+            axis = axes[line][column]
+            colours = iter(plt.get_cmap("tab20").colors)
+            for setting in dict.fromkeys(row["setting"] for row in rows):
+                mine = [row for row in rows if row["setting"] == setting and row["model"] == model]
+                if mine[0]["estimator"] == "truth":
+                    continue
+                colour, marker = next(colours), markers[mine[0]["estimator"]]
+                calls, values = [row["calls_ratio"] for row in mine], [row[key] for row in mine]
+                axis.scatter(calls, values, 9, color=[colour], marker=marker, alpha=0.5)
+                axis.scatter(
+                    statistics.mean(calls), statistics.mean(values), 70, color=[colour], marker=marker,
+                    edgecolors="black", linewidths=0.5, label=f"{mine[0]['estimator']}, {setting}",
+                )  # fmt: skip
+            if key == "map_spearman":
+                limits = [row[key] for row in rows if row["setting"] == "ceiling" and row["model"] == model]
+                axis.axhline(statistics.mean(limits), color="grey", linestyle="--", label="a perfect map")
+                axis.set_title(model)
+            axis.set_xscale("log")
+            axis.set_xticks([1, 1.25, 2, 4, 5], ["1", "1.25", "2", "4", "5"])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.set_ylabel("Spearman with the truth, " + ("map" if key == "map_spearman" else "score"))
+            if line:
+                axis.set_xlabel("network calls, relative to plain sampling")
+    axes[0][-1].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def write_docs(rows: list[dict], command: str) -> None:
+    plot(rows, DOCS / "images" / "frontier.png")
+    keys = ("model", "cfg", "steps", "sampler")
+    settings = dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
+    text = [
+        "# Fidelity against cost, measured",
+        "",
+        f"Made by `{command}`; seed {SEED}. What the columns are, and what to make of them: [sampling.md](sampling.md).",
+        "",
+        "![Fidelity of map and score against network calls](images/frontier.png)",
+        "",
+        "## Means over all settings",
+        "",
+        "The mean over the truth is a median here.",
+        "",
+        *summary(rows),
+        "",
+        "## Every setting",
+    ]
+    for setting in settings:
+        text += table([row for row in rows if tuple(row[key] for key in keys) == setting])
+    (DOCS / "frontier.md").write_text("\n".join(text) + "\n")
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", default="euler,dpmpp_2m,euler_ancestral")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--prompts", type=int, default=3)
-    parser.add_argument("--prompt", choices=prompt_names(), metavar="NAME", help="this prompt alone")
-    parser.add_argument("--members", type=int, default=32, help="members of the ensemble that is the truth")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
+    parser.add_argument(
+        "--samplers", type=lambda text: text.split(","), default=["euler", "dpmpp_2m", "euler_ancestral"]
+    )
+    parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], default=[20, 50])
+    parser.add_argument("--cfg", type=lambda text: [float(part) for part in text.split(",")], default=[1.0, 7.0])
+    parser.add_argument("--prompts", help="names, in place of the models' own two")
+    parser.add_argument("--batch", type=int, default=6, help="pictures a prompt")
+    parser.add_argument("--members", type=int, default=20, help="members of the ensemble that is the truth")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", action="store_true", help="write docs/frontier.md and its plot")
     arguments = parser.parse_args()
-    names = prompt_names()
-    names = names[len(names) // (2 * arguments.prompts) :: len(names) // arguments.prompts][: arguments.prompts]
-    if arguments.prompt:
-        names = [arguments.prompt]
-    model, positive, negative, _ = load_demo_model(names[0])
-    prompts = [load_demo_model(name)[1] for name in names]
-    print(f"prompts: {', '.join(names)}; seed {SEED}")
-    latent = {"samples": torch.zeros(1, 4, 16, 16)}
-    data = own_samples(model, positive, negative, latent, 32, 12, arguments.cfg, seed=0)
-    head = fit_head(model, as_examples(data, positive), negative, arguments.cfg, 8, 0)
-    rows = []
-    for sampler in arguments.samplers.split(","):
-        found = frontier(
-            model, head, prompts, negative, sampler, arguments.steps, arguments.cfg, arguments.members
-        )  # fmt: skip
-        show(found)
-        rows += found
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    arguments.done = []
+    for name in arguments.models:
+        arguments.done += frontier(name, arguments)
+    print("\n" + "\n".join(summary(arguments.done)))
+    if arguments.docs:
+        write_docs(arguments.done, "python dev.py bench frontier --docs")
 
 
 if __name__ == "__main__":

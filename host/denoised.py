@@ -1,22 +1,18 @@
-"""The exact posterior variance of one prediction of ``denoised``, in the latent's own layout.
+"""The exact posterior variance of ``denoised`` at a state of one's own choice, in the latent's own layout.
 
-The samplers do not need it: they draw. It is what they are checked against, and the way to γ² for another host.
+The samplers read it off their own run, see :mod:`.look`; this is what they are checked against.
 """
 
 from __future__ import annotations
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
-from ..bayesdiff_core.features import guided_features
 from ..bayesdiff_core.laplace_head import LaplaceHead
 from .last_layer import LastLayer
+from .look import Look
 from .state import latent_gain, output_gain, visit_state
 from .tail import Tail
-
-WRAPPER_KEY = "bayesdiff_guided"
-COND, UNCOND = 0, 1
 
 
 def denoised_variance(
@@ -37,34 +33,21 @@ def denoised_variance(
     Raises:
         ValueError: a prompt of several parts (areas, combined prompts), whose predictions are mixed as pictures.
     """
-    parts: dict[int, list[torch.Tensor]] = {COND: [], UNCOND: []}
-    found: list[torch.Tensor] = []
-
-    def apply_model(executor, *args, **kwargs):
-        options = kwargs.get("transformer_options") or args[5]
-        seen: list[torch.Tensor] = []
-        with layer.watched(seen.append):
-            out = executor(*args, **kwargs)
-        order = options["cond_or_uncond"]
-        for which, features in zip(order, seen[0].float().chunk(len(order))):
-            parts[which].append(features)
-        return out
+    look, found = Look(layer, head), []
 
     def visit(denoise, x, sigma, x0):
-        denoise(x)
-        if len(parts[COND]) != 1 or len(parts[UNCOND]) > 1:
+        with look.once():
+            denoise(x)
+        if not look.is_guided_pair():
             raise ValueError(
-                f"Expected one positive and one negative prompt for the whole picture, got {len(parts[COND])} and "
-                f"{len(parts[UNCOND])} parts; use the posterior ensemble, which takes any prompt."
+                f"Expected one positive and one negative prompt for the whole picture, got {len(look.parts)} parts; "
+                "use the posterior ensemble, which takes any prompt."
             )
-        features = parts[COND][0]
-        if parts[UNCOND]:
-            features = guided_features(features, parts[UNCOND][0], cfg)
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
-        variance = tail.variance_to_latent(head.variance(features)) * gain.square()
+        variance = tail.variance_to_latent(look.variance(cfg)) * gain.square()
         found.append(variance * latent_gain(model.model, x).square())
 
     clone = model.clone()
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, apply_model)
+    look.add_to(clone)
     visit_state(clone, latent, share, eps, positive, negative, cfg, visit)
     return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,40 +12,36 @@ import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from PIL import Image
 
-from ..bayesdiff_core.ensemble import EnsembleVariance
+from ..bayesdiff_core.estimators import Estimate, Estimator
+from ..bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from ..bayesdiff_core.uncertainty import Uncertainty
-from .deviations import Deviations, generator_devices
+from ..bayesdiff_core.maps import colour_map, normalise_map, overlay_map, resize_map
+from ..bayesdiff_core.uncertainty import Moment, Uncertainty, std_of
+from .beside import Beside, generator_devices
 from .last_layer import LastLayer, latent_downscale
 
 WRAPPER_KEY = "bayesdiff"
 # Mixed into the seed of the posterior draws: with the bare seed they would repeat the numbers of the initial noise.
 DRAWS = 0x5EEDB4A7E5D1FF00
+# Members whose deviations are kept, to decode or to compare; more would only take memory.
+KEPT_MEMBERS = 16
 # A run samples one latent dict with the model that it is given, always from the same noise.
 Run = Callable[[ModelPatcher], dict]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """Sample every member from start to end (:mod:`~..bayesdiff_core.ensemble`): the reference, and the dearest."""
-
-    members: int
-    name = "ensemble"
-
-
-@dataclasses.dataclass(frozen=True)
-class Thinned:
-    """Follow members as deviations from the run (:mod:`~..bayesdiff_core.deviations`).
+class Wishes:
+    """What a user may ask for beyond an estimate.
 
     Attributes:
-        share: calls of the network to spend on members, as a share of those of the run.
-        states: at about how many states of the run each member is followed.
+        levels: sigmas at which mean and variance of the noisy latent are kept, each at the nearest of the run.
+        map_preview: whether the preview shows the growing uncertainty over the picture once that is there.
     """
 
-    share: float
-    states: int
-    name = "deviations"
+    levels: tuple[float, ...] = ()
+    map_preview: bool = False
 
 
 class Progress:
@@ -54,13 +51,18 @@ class Progress:
 
     Args:
         runs: sampling runs to come.
-        share: calls to come after the runs, as a share of those of one.
+        extra: calls to come after the runs, from the number of those of one.
+        map_preview: see :class:`Wishes`.
     """
 
-    def __init__(self, model: ModelPatcher, runs: int, share: float = 0.0):
-        self.runs, self.share, self.finished = runs, share, 0
-        # What the sampler last predicted in the first run, in model space.
+    def __init__(
+        self, model: ModelPatcher, runs: int, extra: Callable[[int], int] = lambda count: 0, map_preview: bool = False
+    ):
+        self.runs, self.extra, self.map_preview, self.finished = runs, extra, map_preview, 0
+        # What the sampler last predicted in the first run, in model space, and the host's preview of it.
         self.denoised: torch.Tensor | None = None
+        self.picture: Image.Image | None = None
+        self.value = self.total = 0
         self.bar = comfy.utils.ProgressBar(runs)
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
@@ -70,12 +72,46 @@ class Progress:
             self.denoised = denoised
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised)
+                self.picture = preview[1]
         done = self.finished * total_steps + step + 1
-        self.bar.update_absolute(done, round((self.runs + self.share) * total_steps), preview)
+        self.update(done, self.runs * total_steps + self.extra(total_steps), preview)
 
     def call(self, done: int, total: int, before: int) -> None:
         """``done`` of ``total`` calls are over, after ``before`` of the sampling run."""
-        self.bar.update_absolute(before + done, before + total)
+        self.update(before + done, before + total)
+
+    def update(self, value: int, total: int, preview=None) -> None:
+        self.value, self.total = value, total
+        self.bar.update_absolute(value, total, preview)
+
+    def show(self, variance: torch.Tensor) -> None:
+        """Show the uncertainty so far, as the user wished it, over the last preview of the first picture."""
+        if not self.map_preview or variance.ndim not in (4, 5):
+            return
+        values = std_of(variance[:1] if variance.ndim == 4 else variance[:1, :, 0])
+        size = latent_preview.MAX_PREVIEW_RESOLUTION
+        if self.picture is None:
+            scale = size / max(values.shape[1:])
+            heat = colour_map(normalise_map(values, True))[0]
+            image = to_pil(heat).resize((round(values.shape[2] * scale), round(values.shape[1] * scale)))
+        else:
+            picture = self.picture.convert("RGB")
+            frame = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).float() / 255
+            frame = frame.reshape(1, picture.height, picture.width, 3)
+            values = normalise_map(resize_map(values, picture.height, picture.width), True)
+            image = to_pil(overlay_map(frame, values, 0.85)[0])
+        self.bar.update_absolute(self.value, self.total, ("JPEG", image, size))
+
+
+def to_pil(picture: torch.Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().numpy())
+
+
+def nearest_steps(sigmas: torch.Tensor, levels: tuple[float, ...]) -> list[int]:
+    """The steps, from 0, that start nearest to the levels, highest level first."""
+    starts = [max(float(sigma), 1e-9) for sigma in sigmas[:-1]]
+    return [min(range(len(starts)), key=lambda j: abs(math.log(starts[j] / level)))
+            for level in sorted(levels, reverse=True)] if starts else []  # fmt: skip
 
 
 def run_within(
@@ -83,31 +119,46 @@ def run_within(
     model: ModelPatcher,
     progress: Progress,
     context: Callable[[], AbstractContextManager] = nullcontext,
-    deviations: Deviations | None = None,
-) -> dict:
-    """Do one sampling run with a clone of ``model``, inside ``context`` and counted by ``progress``."""
+    beside: Beside | None = None,
+    levels: tuple[float, ...] = (),
+) -> tuple[dict, list[tuple[float, torch.Tensor]]]:
+    """Do one sampling run with a clone of ``model``, inside ``context`` and counted by ``progress``.
+
+    Returns:
+        what the run returns, and sigma and noisy latent of the steps that start nearest to ``levels``, the latter as a
+        stock sampler that stops there would return it.
+    """
+    passed: list[tuple[float, torch.Tensor]] = []
 
     def outer_sample(
         executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None,
         **options,
     ):  # fmt: skip
-        with context():
-            return executor(
-                noise, latent_image, sampler, sigmas, denoise_mask, progress.step, disable_pbar, seed, **options
-            )
+        wanted, levels_of_steps = nearest_steps(sigmas, levels), sigmas.tolist()
 
-    clone = model.clone()
+        def step(number, denoised, x, total_steps):
+            for _ in range(wanted.count(number)):
+                level = torch.full((1,), levels_of_steps[number])
+                unscaled = sampling.inverse_noise_scaling(level, x.float().cpu())
+                passed.append((levels_of_steps[number], model.model.process_latent_out(unscaled)))
+            progress.step(number, denoised, x, total_steps)
+
+        with context():
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, step, disable_pbar, seed, **options)
+
+    clone, sampling = model.clone(), model.get_model_object("model_sampling")
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, outer_sample)
-    if deviations is not None:
-        deviations.add_to(clone, WRAPPER_KEY)
+    if beside is not None:
+        beside.add_to(clone, WRAPPER_KEY)
     latent = run(clone)
     progress.finished += 1
-    return latent
+    return latent, passed
 
 
 def sample_with_uncertainty(
-    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Ensemble | Thinned, seed: int
-) -> tuple[dict, dict, Uncertainty]:
+    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Estimator | Ensemble, seed: int,
+    wishes: Wishes = Wishes(),
+) -> tuple[dict, dict, Uncertainty]:  # fmt: skip
     """Sample once with the model's own weights, and see beside it what draws of its last layer change.
 
     Args:
@@ -119,51 +170,76 @@ def sample_with_uncertainty(
         the latent dict of the run, that of its last prediction of ``denoised``, and the uncertainty of the former.
     """
     generator = torch.Generator().manual_seed(seed ^ DRAWS)
-    if isinstance(estimator, Ensemble):
-        progress = Progress(model, 1 + estimator.members)
-        latent, variance, members = sample_with_ensemble(run, model, progress, layer, head, estimator, generator)
+    sample = sample_with_ensemble if isinstance(estimator, Ensemble) else sample_beside
+    latent, denoised, found = sample(run, model, layer, head, estimator, generator, wishes)
+    if denoised is None:
+        denoised = latent
     else:
-        progress = Progress(model, 1, estimator.share)
-        latent, variance, members = sample_with_deviations(run, model, progress, layer, head, estimator, generator)
-    denoised = latent
-    if progress.denoised is not None:
-        denoised = latent | {"samples": model.model.process_latent_out(progress.denoised.cpu())}
+        denoised = latent | {"samples": model.model.process_latent_out(denoised.cpu())}
     uncertainty = Uncertainty(
-        variance=variance,
         latent=latent["samples"],
         downscale=latent_downscale(model),
         estimator=estimator.name,
-        members=members,
         head=head.about,
-        cost=1.0,
-        deviations=torch.empty(0, *variance.shape),
+        **found,
     )
     return latent, denoised, uncertainty
 
 
 def sample_with_ensemble(
-    run: Run, model: ModelPatcher, progress: Progress, layer: LastLayer, head: LaplaceHead, estimator: Ensemble,
-    generator: torch.Generator,
-) -> tuple[dict, torch.Tensor, int]:  # fmt: skip
-    """The latent dict of the run, the variance of its samples, and the number of members."""
-    latent = run_within(run, model, progress)
-    found = EnsembleVariance(latent["samples"])
+    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Ensemble,
+    generator: torch.Generator, wishes: Wishes,
+) -> tuple[dict, torch.Tensor | None, dict]:  # fmt: skip
+    """The latent dict of the run, its last ``denoised`` in model space, and fields of its uncertainty."""
+    progress = Progress(model, 1 + estimator.members, map_preview=wishes.map_preview)
+    latent, passed = run_within(run, model, progress, levels=wishes.levels)
+    found, points = EnsembleVariance(latent["samples"]), [EnsembleVariance(x) for _, x in passed]
+    deviations = []
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
     with torch.random.fork_rng(generator_devices(model.load_device)):
         for _ in range(estimator.members):
             delta = head.draw(generator)
-            member = run_within(run, model, progress, lambda delta=delta: layer.perturbed(delta))
+            member, on_the_way = run_within(
+                run, model, progress, lambda delta=delta: layer.perturbed(delta), levels=wishes.levels
+            )
             found.add(member["samples"])
-    return latent, found.variance(), found.count
+            for point, (_, x) in zip(points, on_the_way):
+                point.add(x)
+            if len(deviations) < KEPT_MEMBERS:
+                deviations.append(member["samples"] - latent["samples"])
+            progress.show(found.mean_square())
+    return (
+        latent,
+        progress.denoised,
+        dict(
+            variance=found.variance(),
+            members=found.count,
+            cost=1.0 + found.count,
+            deviations=torch.stack(deviations),
+            trajectory=tuple(Moment(sigma, x, point.variance()) for (sigma, x), point in zip(passed, points)),
+        ),
+    )
 
 
-def sample_with_deviations(
-    run: Run, model: ModelPatcher, progress: Progress, layer: LastLayer, head: LaplaceHead, estimator: Thinned,
-    generator: torch.Generator,
-) -> tuple[dict, torch.Tensor, int]:  # fmt: skip
-    """The latent dict of the run, the variance of its samples, and the number of members."""
-    deviations = Deviations(layer, head, estimator.share, estimator.states, generator, progress.call)
-    latent = run_within(run, model, progress, deviations=deviations)
-    if deviations.variance is None:  # a run of no steps
-        return latent, torch.zeros_like(latent["samples"]), 0
-    return latent, deviations.variance, deviations.members
+def sample_beside(
+    run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Estimator,
+    generator: torch.Generator, wishes: Wishes,
+) -> tuple[dict, torch.Tensor | None, dict]:  # fmt: skip
+    """The latent dict of the run, its last ``denoised`` in model space, and fields of its uncertainty."""
+    progress = Progress(model, 1, estimator.calls, wishes.map_preview)
+    beside = Beside(layer, head, estimator, wishes.levels, generator, progress.call, progress.show)
+    latent, _ = run_within(run, model, progress, beside=beside)
+    nothing = torch.zeros_like(latent["samples"])
+    # A run of no steps finds none.
+    estimate = beside.estimate or Estimate(nothing, torch.empty(0, *nothing.shape), {})
+    return (
+        latent,
+        progress.denoised,
+        dict(
+            variance=estimate.variance,
+            members=len(estimate.deviations),
+            cost=1.0 + beside.calls / max(len(beside.states), 1),
+            deviations=estimate.deviations[:KEPT_MEMBERS],
+            trajectory=tuple(Moment(*point) for point in beside.trajectory),
+        ),
+    )

@@ -8,6 +8,7 @@ so that no family needs code of its own.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -47,7 +48,7 @@ class Tail:
 
 @contextmanager
 def replaced(module: torch.nn.Module, make_output):
-    """Put ``make_output(output)`` in the place of what ``module`` returns."""
+    """Put ``make_output(output)``, unless it is None, in the place of what ``module`` returns."""
     handle = module.register_forward_hook(lambda module, args, output: make_output(output))
     try:
         with eager():
@@ -97,6 +98,41 @@ def tail_at(model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tens
         index += digit.round() * power
         power *= DIGIT
     return Tail(layer.geometry, index.long().cpu())
+
+
+def read_positions(
+    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, count: int
+) -> torch.Tensor | None:
+    """The output position, of ``count``, that each element of a latent like x comes from, by one call of the network.
+
+    For a layer that is known to be the last one; a sign that follows it does not matter here.
+
+    Args:
+        denoise: calls the network for a batch as large as what it is given.
+        x: ``(1, ...)``.
+
+    Returns:
+        ``x.shape[1:]``; None where the network never returns a whole latent (a prompt for an area).
+    """
+    digits = max(1, math.ceil(math.log(count, DIGIT)))
+    seen: list[torch.Tensor] = []
+
+    def make_output(output: torch.Tensor) -> torch.Tensor:
+        """Picture j of the batch carries digit j of the position."""
+        numbers = torch.arange(count, device=output.device)
+        places = torch.stack([numbers // DIGIT**digit % DIGIT for digit in range(digits)])
+        if layer.geometry.kind == "conv2d":
+            values = places.reshape(digits, 1, *output.shape[2:])
+        else:
+            values = places.reshape(digits, *output.shape[1:-1], 1)
+        return values.to(output.dtype).expand(len(output) // digits, *values.shape).flatten(0, 1).expand_as(output)
+
+    with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
+        denoise(x.expand(digits, *x.shape[1:]))
+    if not seen or seen[0].shape[1:] != x.shape[1:]:
+        return None
+    values = seen[0][:digits].abs().round().long().cpu()
+    return sum(values[digit] * DIGIT**digit for digit in range(digits)).clamp(max=count - 1)
 
 
 def read_tail(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Tail:

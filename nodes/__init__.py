@@ -4,6 +4,7 @@ from .demo import DemoModel
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
+from .options import UncertaintyOptionsNode
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 
 NODES = [
@@ -13,6 +14,7 @@ NODES = [
     KSamplerBayesDiff,
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
+    UncertaintyOptionsNode,
     UncertaintyMap,
     UncertaintyToMask,
     DemoModel,

@@ -9,17 +9,20 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from nodes import common_ksampler
 
+from ..bayesdiff_core.estimators.deviations import Deviations
+from ..bayesdiff_core.estimators.ensemble import Ensemble
 from ..host.last_layer import check_head, check_latent
-from ..host.sampling import Ensemble, Run, Thinned, sample_with_uncertainty
-from .types import CATEGORY, LaplaceHeadType, UncertaintyType
+from ..host.sampling import Run, Wishes, sample_with_uncertainty
+from .options import UncertaintyOptions
+from .types import CATEGORY, LaplaceHeadType, UncertaintyOptionsType, UncertaintyType
 
 ENSEMBLE = "ensemble"
 FEWEST, MOST = 2, 256  # members of an ensemble
 # Chosen on the frontier of fidelity and cost, see docs/sampling.md.
 QUALITIES = {
-    "draft": Thinned(share=0.25, states=5),
-    "balanced": Thinned(share=1.0, states=5),
-    "precise": Thinned(share=3.0, states=6),
+    "draft": Deviations(states=5, share=0.25),
+    "balanced": Deviations(states=5, share=1.0),
+    "precise": Deviations(states=6, share=3.0),
 }
 
 
@@ -40,6 +43,9 @@ def uncertainty_inputs() -> list[io.Input]:
             min=FEWEST,
             max=MOST,
             tooltip="For quality 'ensemble' only: draws of the model's last layer. Each samples the picture once more.",
+        ),
+        UncertaintyOptionsType.Input(
+            "options", optional=True, tooltip="For experts: another estimator, the trajectory's variance, the preview."
         ),
     ]
 
@@ -105,14 +111,19 @@ class UncertainSampler(io.ComfyNode):
         return members_problem(members) or True
 
 
-def sample(run: Run, model, latent: dict, head, quality: str, members: int, seed: int):
+def sample(
+    run: Run, model, latent: dict, head, quality: str, members: int, options: UncertaintyOptions | None, seed: int
+):
     """Check what the user gave, then sample: ``(latent, denoised latent, uncertainty)``."""
     if problem := members_problem(members):
         raise ValueError(problem)
     check_latent(model, latent)
     layer = check_head(head, model)
     estimator = Ensemble(members) if quality == ENSEMBLE else QUALITIES[quality]
-    return sample_with_uncertainty(run, model, layer, head, estimator, seed)
+    if options is not None and options.estimator is not None:
+        estimator = options.estimator
+    wishes = Wishes() if options is None else options.wishes
+    return sample_with_uncertainty(run, model, layer, head, estimator, seed, wishes)
 
 
 class KSamplerBayesDiff(UncertainSampler):
@@ -147,14 +158,14 @@ class KSamplerBayesDiff(UncertainSampler):
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, head, quality,
-        members,
+        members, options=None,
     ) -> io.NodeOutput:  # fmt: skip
         def run(model):
             return common_ksampler(
                 model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
             )[0]
 
-        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, seed)
+        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, options, seed)
         return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
 
 
@@ -193,7 +204,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
     @classmethod
     def execute(
         cls, model, add_noise, noise_seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
-        start_at_step, end_at_step, return_with_leftover_noise, head, quality, members,
+        start_at_step, end_at_step, return_with_leftover_noise, head, quality, members, options=None,
     ) -> io.NodeOutput:  # fmt: skip
         def run(model):
             return common_ksampler(
@@ -202,7 +213,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
                 force_full_denoise=return_with_leftover_noise == "disable",
             )[0]  # fmt: skip
 
-        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, noise_seed)
+        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, options, noise_seed)
         return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
 
 
@@ -233,7 +244,9 @@ class SamplerCustomBayesDiff(UncertainSampler):
         )
 
     @classmethod
-    def execute(cls, noise, guider, sampler, sigmas, latent_image, head, quality, members) -> io.NodeOutput:
+    def execute(
+        cls, noise, guider, sampler, sigmas, latent_image, head, quality, members, options=None
+    ) -> io.NodeOutput:
         def run(model):
             guiding = copy.copy(guider)
             # Its options stay its own; the host adds the model's wrappers to them.
@@ -241,5 +254,5 @@ class SamplerCustomBayesDiff(UncertainSampler):
             return SamplerCustomAdvanced.execute(noise, guiding, sampler, sigmas, latent_image)[0]
 
         model = guider.model_patcher
-        latent, denoised, uncertainty = sample(run, model, latent_image, head, quality, members, noise.seed)
+        latent, denoised, uncertainty = sample(run, model, latent_image, head, quality, members, options, noise.seed)
         return io.NodeOutput(latent, denoised, uncertainty, uncertainty.scores().tolist())

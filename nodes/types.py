@@ -4,5 +4,6 @@ from comfy_api.latest import io
 
 LaplaceHeadType = io.Custom("LAPLACE_HEAD")
 UncertaintyType = io.Custom("UNCERTAINTY")
+UncertaintyOptionsType = io.Custom("UNCERTAINTY_OPTIONS")
 
 CATEGORY = "BayesDiff"

@@ -9,12 +9,15 @@ from pathlib import Path
 import nodes
 import pytest
 import torch
+from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
+from bayesdiff.bayesdiff_core.features import guided_features
 from bayesdiff.bayesdiff_core.fit import fit_laplace_head
+from bayesdiff.host.beside import Beside
 from bayesdiff.host.denoised import denoised_variance
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.host.sampling import Progress, run_within
-from bayesdiff.host.state import visit_state
+from bayesdiff.host.state import output_gain, visit_state
 from bayesdiff.host.tail import discover_last_layer, read_tail
 from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
@@ -34,10 +37,11 @@ class Setup:
     latent: dict
     path: str
     downscale: int
+    cfg: float = CFG
 
     def settings(self, model=None) -> tuple:
         """Arguments of a sampling run, as the stock sampler takes them."""
-        return model or self.model, 5, STEPS, CFG, "euler", "normal", self.positive, self.negative, self.latent
+        return model or self.model, 5, STEPS, self.cfg, "euler", "normal", self.positive, self.negative, self.latent
 
     def stock(self, model=None) -> torch.Tensor:
         return nodes.common_ksampler(*self.settings(model))[0]["samples"]
@@ -73,7 +77,7 @@ def test_perturbing_is_changing_the_weights(setup):
     delta = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     progress = Progress(setup.model, 1)
     hooked = run_within(lambda model: {"samples": setup.stock(model)}, setup.model, progress,
-                        lambda: layer.perturbed(delta))["samples"]  # fmt: skip
+                        lambda: layer.perturbed(delta))[0]["samples"]  # fmt: skip
     module = layer.module
     kept = {name: tensor.clone() for name, tensor in module.named_parameters()}
     with torch.no_grad():
@@ -129,6 +133,35 @@ def random_head(layer):
     root = torch.randn(width, 2 * width, generator=generator)
     weights = torch.randn(width, layer.geometry.out_features, generator=generator)
     return fit_laplace_head(layer.geometry, weights, root @ root.T, "full", 1.0, {})
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
+    """What is read while the run goes on is γ² of its own features, at the place where each output lands."""
+    layer, head = find_last_layer(setup.model), random_head(find_last_layer(setup.model))
+    sampled = Setup(**vars(setup) | {"cfg": cfg})
+    estimator = Deviations(STEPS, fixed_members=1)
+    beside = Beside(layer, head, estimator, (), torch.Generator(), lambda *_: None, lambda *_: None)
+    progress = Progress(setup.model, 1)
+    latent, _ = run_within(lambda model: {"samples": sampled.stock(model)}, setup.model, progress, beside=beside)
+    assert torch.equal(latent["samples"], sampled.stock())
+    features: list[torch.Tensor] = []
+    with layer.watched(features.append):
+        sampled.stock()
+    tail = read_tail(setup.model, layer, setup.positive, setup.latent["samples"][:1])
+    sampling, calls = setup.model.get_model_object("model_sampling"), len(features) // len(beside.states)
+    looked = [number for number, state in enumerate(beside.states) if state.variance is not None]
+    assert len(looked) >= 2
+    for number in looked:
+        state = beside.states[number]
+        parts = torch.cat(features[number * calls : (number + 1) * calls]).float()
+        if cfg != 1:
+            uncond, cond = parts.chunk(2)
+            parts = guided_features(cond, uncond, cfg)
+        gain = output_gain(sampling, torch.full((1,), state.sigma), state.x[:1])
+        expected = tail.variance_to_latent(head.variance(parts)) * gain.square()
+        assert torch.allclose(state.variance, expected, rtol=1e-3)
+    assert beside.calls == len(looked), "one call of the network at each of these states"
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

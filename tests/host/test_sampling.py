@@ -9,8 +9,13 @@ import comfy.utils
 import nodes
 import pytest
 import torch
+from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
+from bayesdiff.bayesdiff_core.estimators.moments import Moments
+from bayesdiff.bayesdiff_core.estimators.paper import Paper
+from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff.host.last_layer import check_head, check_latent, find_last_layer
-from bayesdiff.host.sampling import Progress, run_within
+from bayesdiff.host.sampling import Progress, Wishes, run_within
+from bayesdiff.nodes.options import UncertaintyOptions
 from bayesdiff.nodes.sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (
@@ -42,13 +47,18 @@ def stock(demo, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="no
 
 def ours(
     demo, head, latent, steps=4, cfg=3.0, seed=3, sampler="euler", scheduler="normal", denoise=1.0, quality="ensemble",
-    members=MEMBERS,
+    members=MEMBERS, options=None,
 ):  # fmt: skip
     model, positive, negative, _ = demo
     output = KSamplerBayesDiff.execute(
-        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise, head, quality, members
-    )
+        model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise, head, quality, members,
+        options,
+    )  # fmt: skip
     return output.args
+
+
+def options(estimator, **wishes) -> UncertaintyOptions:
+    return UncertaintyOptions(estimator, Wishes(**wishes))
 
 
 def traces(model) -> dict:
@@ -68,11 +78,13 @@ def traces(model) -> dict:
 
 
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "beta"])
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler, cfg):
-    expected = stock(demo, EMPTY, sampler=sampler, cfg=cfg)
+def test_latent_is_the_stock_samplers_for_every_sampler(demo, demo_head, sampler, scheduler, cfg):
+    settings = dict(sampler=sampler, scheduler=scheduler, cfg=cfg)
+    expected = stock(demo, EMPTY, **settings)
     state = torch.get_rng_state()
-    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, sampler=sampler, cfg=cfg, quality="draft")
+    latent, uncertainty, scores = ours(demo, demo_head, EMPTY, **settings, quality="draft")
     assert torch.equal(latent["samples"], expected["samples"])
     assert torch.equal(torch.get_rng_state(), state), (
         "the global generator must stand where the stock sampler leaves it"
@@ -164,7 +176,7 @@ def test_perturbing_is_changing_the_weights(demo, demo_head):
     def run(model):
         return stock((model, *demo[1:]), EMPTY, steps=3)
 
-    hooked = run_within(run, model, progress, lambda: layer.perturbed(delta))["samples"]
+    hooked = run_within(run, model, progress, lambda: layer.perturbed(delta))[0]["samples"]
     weight, bias = layer.module.weight, layer.module.bias
     kept = weight.clone(), bias.clone()
     weight.data += delta[:-1].T.reshape(weight.shape)
@@ -265,8 +277,9 @@ def scaled(head, factor: float):
 def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
     """The same draws, followed at six states and sampled from start to end; small enough to be linear in δW."""
     settings, head = dict(steps=12, sampler=sampler), scaled(demo_head, 1e-3)
-    latent, found, _ = ours(demo, head, EMPTY, **settings, quality="precise")
-    assert found.estimator == "deviations" and found.members >= 6
+    bare = Deviations(6, fixed_members=8, moderated=False)
+    latent, found, _ = ours(demo, head, EMPTY, **settings, options=options(bare))
+    assert found.estimator == "deviations" and found.members == 8
     truth = ours(demo, head, EMPTY, **settings, members=found.members)[1]
     assert spearman(found.std_map(), truth.std_map()) > 0.8
     # How much a run amplifies a small change is sharply uneven where noise is injected.
@@ -274,6 +287,107 @@ def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
         assert 0.3 < float(found.variance.mean() / truth.variance.mean()) < 3
     shuffled = found.std_map().roll((8, 8), dims=(1, 2))
     assert spearman(shuffled, truth.std_map()) < 0.5, "the yardstick tells maps apart"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
+def test_moderated_members_are_nearer_to_the_truth(demo, demo_head, sampler):
+    """Of two members, against an ensemble of many; the score of a picture stays what its members say."""
+    settings = dict(steps=12, sampler=sampler)
+    truth = ours(demo, demo_head, EMPTY, **settings, members=24)[1].std_map()
+    found = [ours(demo, demo_head, EMPTY, **settings, options=options(Deviations(5, fixed_members=2, moderated=how)))
+             for how in (False, True)]  # fmt: skip
+    (_, bare, bare_scores), (_, moderated, scores) = found
+    assert torch.equal(bare.deviations, moderated.deviations)
+    assert spearman(moderated.std_map(), truth) > spearman(bare.std_map(), truth) + 0.1
+    assert spearman(moderated.std_map(), truth) > 0.75
+    assert scores == pytest.approx(bare_scores, rel=0.15)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "heun", "euler_cfg_pp", "uni_pc", "ddpm"])
+def test_tangents_ride_through_any_sampler(demo, demo_head, sampler):
+    """To first order a tangent is a member of the ensemble less the run: small draws, so the same to rounding."""
+    head, members = scaled(demo_head, 1e-4), 3
+    tangents = ours(demo, head, EMPTY, steps=5, sampler=sampler, options=options(Tangents(members)))[1]
+    ensemble = ours(demo, head, EMPTY, steps=5, sampler=sampler, members=members)[1]
+    assert tangents.cost == ensemble.cost == 1 + members
+    error = (tangents.deviations - ensemble.deviations).square().mean().sqrt()
+    assert error < 0.1 * ensemble.deviations.square().mean().sqrt()
+
+
+def test_tangents_refuse_a_sampler_of_its_own_steps(demo, demo_head):
+    with pytest.raises(ValueError, match="takes the same steps for every latent, got 'dpm_adaptive"):
+        ours(demo, demo_head, EMPTY, sampler="dpm_adaptive", options=options(Tangents(1)))
+
+
+ESTIMATORS = {
+    "bare": Deviations(4, fixed_members=2, moderated=False),
+    "tangents": Tangents(2),
+    "moments": Moments(2, 1),
+    "paper": Paper(2, 3),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("sampler", ["euler", "dpm_2", "euler_ancestral"])
+def test_every_estimator_leaves_the_latent_and_says_what_it_did(demo, demo_head, sampler, name):
+    estimator, before = ESTIMATORS[name], traces(demo[0])
+    expected = stock(demo, EMPTY, steps=6, sampler=sampler)
+    state = torch.get_rng_state()
+    calls: list = []
+    with find_last_layer(demo[0]).watched(calls.append):
+        latent, found, _ = ours(demo, demo_head, EMPTY, steps=6, sampler=sampler, options=options(estimator))
+    assert torch.equal(latent["samples"], expected["samples"]) and torch.equal(torch.get_rng_state(), state)
+    assert traces(demo[0]) == before
+    assert found.estimator == estimator.name and torch.isfinite(found.variance).all()
+    assert found.cost == pytest.approx(len(calls) / (11 if sampler == "dpm_2" else 6))
+    assert name == "paper" or (found.variance >= 0).all()
+    assert found.deviations.shape == (found.members, *found.variance.shape)
+    again = ours(demo, demo_head, EMPTY, steps=6, sampler=sampler, options=options(estimator))[1]
+    assert torch.equal(again.variance, found.variance)
+
+
+@pytest.mark.parametrize("name", ["bare", "tangents", "moments"])
+def test_every_estimator_follows_the_posterior_covariance(demo, demo_head, name):
+    def variance(factor: float) -> torch.Tensor:
+        return ours(demo, scaled(demo_head, factor), EMPTY, options=options(ESTIMATORS[name]))[1].variance
+
+    small, double, none = variance(1e-3), variance(2e-3), variance(1e-30)
+    assert torch.allclose(double.mean(), 2 * small.mean(), rtol=0.05)
+    assert none.max() < 1e-6 * small.mean()
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_the_trajectory_at_chosen_sigmas(demo, demo_head, quality):
+    """The run's own noisy latent there, as the stock sampler leaves it, and a variance that grows towards the end."""
+    model, positive, negative, _ = demo
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 8)
+    wanted = (float(sigmas[6]) * 1.05, float(sigmas[3]))
+    found = ours(demo, demo_head, EMPTY, steps=8, quality=quality, options=options(None, levels=wanted))[1]
+    assert [moment.sigma for moment in found.trajectory] == pytest.approx([float(sigmas[3]), float(sigmas[6])])
+    for moment, end in zip(found.trajectory, (3, 6)):
+        stopped = nodes.KSamplerAdvanced().sample(
+            model, "enable", 3, 8, 3.0, "euler", "normal", positive, negative, EMPTY, 0, end, "enable"
+        )[0]
+        assert torch.allclose(moment.latent, stopped["samples"], rtol=1e-4, atol=1e-4)
+        assert moment.variance.shape == moment.latent.shape and (moment.variance > 0).all()
+    assert not ours(demo, demo_head, EMPTY, quality=quality)[1].trajectory
+
+
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_the_preview_shows_the_growing_uncertainty_if_wished(demo, demo_head, monkeypatch, quality):
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **__: shown.append((value, preview))
+    )
+    ours(demo, demo_head, EMPTY, quality=quality)
+    assert shown and not any(preview for _, preview in shown)
+    shown.clear()
+    found = ours(demo, demo_head, EMPTY, quality=quality, members=8, options=options(None, map_preview=True))[1]
+    pictures = [preview[1] for _, preview in shown if preview]
+    assert len(pictures) == found.members and len({picture.tobytes() for picture in pictures}) == found.members
+    # The last one is the map: bright where the model is unsure.
+    small = torch.tensor(list(pictures[-1].convert("L").resize((16, 16)).getdata())).float()
+    assert spearman(small[None], found.std_map()[:1].flatten(1)) > 0.7
 
 
 @pytest.mark.parametrize("quality", ["balanced", "ensemble"])

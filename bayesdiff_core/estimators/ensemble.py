@@ -7,7 +7,21 @@ oracle that cheaper estimators are judged by; the relative error of a pixel's va
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Sample every member from start to end, which is for the host to do.
+
+    Attributes:
+        members: K.
+    """
+
+    members: int
+    name = "ensemble"
 
 
 class EnsembleVariance:

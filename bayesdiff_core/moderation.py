@@ -1,0 +1,103 @@
+"""Moderated variances: what a few members say of each cell, strengthened by what the nominal run shows for nothing.
+
+The mean square of K deviations of C channels is a variance with about K·C degrees of freedom, far too few to tell
+cells apart. But the nominal run itself tells much about *where*: the posterior variance γ² of ``denoised`` at its own
+states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there.
+So the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each
+cell is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
+*Linear models and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
+
+The trend is about cells within a picture, and each picture has its own, so a picture's map does not depend on its batch.
+How uncertain a picture is as a whole is left to the members alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .nominal import State
+
+# How many cells the belief that a covariate tells nothing is worth; keeps a fit to few cells sane.
+RIDGE = 50.0
+
+
+def blur_box(maps: torch.Tensor) -> torch.Tensor:
+    """Mean over 3 by 3 cells of maps ``(..., h, w)``; edges repeat."""
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    return F.avg_pool2d(F.pad(planes, (1, 1, 1, 1), mode="replicate"), 3, stride=1).reshape(maps.shape)
+
+
+def covariates(states: list[State]) -> torch.Tensor:
+    """What the nominal run tells of where the picture is uncertain: logarithms of variances and squares.
+
+    Of every state whose variance was looked at, γ² of ``denoised``, and the square of what ``denoised`` was yet to
+    change, blurred.
+
+    Returns:
+        ``(p, n, ..., h, w)``, means over channels; p is 0 where nothing was looked at.
+    """
+    picture = states[-1].denoised.float()
+    tiny = torch.finfo(torch.float32).tiny
+    found = []
+    for state in states:
+        if state.variance is not None:
+            found.append(state.variance.mean(1))
+            if state is not states[-1]:
+                found.append(blur_box((state.denoised.float() - picture).square().mean(1)))
+    if not found:
+        return torch.empty(0, *picture.mean(1).shape)
+    return torch.stack(found).clamp(min=tiny).log()
+
+
+def mean_root(degrees: int) -> float:
+    """E √(χ²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
+    return math.sqrt(2 / degrees) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
+
+
+def moderate(squares: torch.Tensor, members: int, trend_of: torch.Tensor) -> torch.Tensor:
+    """Variances from the mean squares of few members and covariates of their logarithm.
+
+    Cells are moderated in their mean over channels; how the channels share it is one ratio for the picture.
+
+    Args:
+        squares: ``(n, c, ..., h, w)``, mean square deviation over the members. Cells of zero, which no member
+            touched (outside a mask), stay zero.
+        members: how many.
+        trend_of: ``(p, n, ..., h, w)``, covariates of the logarithm of the variance, see :func:`covariates`.
+
+    Returns:
+        ``(n, c, ..., h, w)``, float32, with the mean standard deviation over channels of every picture as the members
+        have it, but for the shortfall that few degrees of freedom have.
+    """
+    if not len(trend_of):
+        return squares.float()
+    degrees = members * squares.shape[1]
+    return torch.stack([moderate_picture(*picture, degrees) for picture in zip(squares, trend_of.transpose(0, 1))])
+
+
+def moderate_picture(squares: torch.Tensor, trend_of: torch.Tensor, degrees: int) -> torch.Tensor:
+    """:func:`moderate` of one picture ``(c, ..., h, w)`` with covariates ``(p, ..., h, w)``."""
+    cells = squares.double().mean(0)
+    inside = cells > 0
+    if not inside.any():
+        return squares.float()
+    logs = cells[inside].log()
+    x = trend_of[:, inside].T.double()
+    x = x - x.mean(0)
+    x = x / x.square().mean(0).sqrt().clamp(min=1e-6)
+    y = logs - logs.mean()
+    trend = x @ torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    rest = y - trend
+    noise = float(torch.polygamma(1, torch.tensor(degrees / 2)))
+    # Variance of the true logarithm around the trend: what the noise of the members does not explain.
+    spread = max(float(rest.square().mean()) - noise, 0.0)
+    moderated = (trend + rest * spread / (spread + noise)).exp()
+    scale = cells[inside].sqrt().sum() / moderated.sqrt().sum() / mean_root(degrees)
+    found = torch.zeros_like(cells)
+    found[inside] = moderated * scale.square()
+    channels = squares.double().flatten(1).mean(1)
+    share = (channels / channels.mean()).reshape(-1, *[1] * (squares.ndim - 1))
+    return (found * share).float()

@@ -1,0 +1,336 @@
+"""Beside a sampling run of the host: what an estimator of the core sees of it, and how it calls the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ..bayesdiff_core.estimators import Estimate, Estimator
+from ..bayesdiff_core.laplace_head import LaplaceHead
+from ..bayesdiff_core.nominal import State, contraction
+from .last_layer import LastLayer
+from .look import Look
+from .state import latent_gain, output_gain
+from .tail import read_positions
+
+
+def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask, model_options: dict):
+    """Where the host denoises at this noise level, as its own inpainting does it; None for everywhere."""
+    function = model_options.get("denoise_mask_function")
+    if denoise_mask is None or function is None:
+        return denoise_mask
+    return function(sigma, denoise_mask, extra_options={"model": model_wrap, "sigmas": sigmas})
+
+
+def scales(sampling: torch.nn.Module, sigma: float) -> tuple[float, float]:
+    """Scales of noise and signal in a latent at a noise level, read off the model's own way of noising."""
+    one, zero, level = torch.ones(1), torch.zeros(1), torch.full((1,), sigma)
+    noise, signal = (float(sampling.noise_scaling(level, *parts)) for parts in ((one, zero), (zero, one)))
+    return noise, signal
+
+
+def restart_hooks(model_wrap) -> None:
+    """Let the hooks that prompts bring along begin their walk through the noise levels again: it only goes forward."""
+    hooks = [hook for conds in model_wrap.conds.values() for cond in conds or [] if cond.get("hooks") is not None
+             for hook in cond["hooks"].hooks]  # fmt: skip
+    if hooks:
+        model_wrap.model_patcher.clean_hooks()
+    for hook in hooks:
+        hook.initialize_timesteps(model_wrap.inner_model)
+
+
+def generator_devices(device: torch.device) -> list[torch.device]:
+    """Devices whose global generator work on ``device`` may use, for :func:`torch.random.fork_rng`."""
+    return [device] if device.type == "cuda" else []
+
+
+POST_CFG = "sampler_post_cfg_function"
+
+
+class Beside:
+    """Wrappers for a clone of a model that see one sampling run and let an estimator work once it is over.
+
+    The nominal run goes first and undisturbed; what comes after it happens inside the same sampling context, so that
+    prompts, controls, masks and patches are those of the run. To the estimator it is its
+    :class:`~..bayesdiff_core.nominal.NominalRun`.
+
+    Args:
+        levels: sigmas at which mean and variance of the noisy latent are kept.
+        generator: source of the posterior draws.
+        called: called after each call of the network beside the run, with how many of how many are done, and with how
+            many the run itself had.
+        shown: called with the variance of the picture as it becomes known, in the sampler's space.
+
+    Attributes:
+        estimate: what the estimator found, in the latent units that the user sees; None before.
+        trajectory: sigma, noisy latent and its variance at ``levels``.
+        calls: of the network, beside the run's own ``len(states)``.
+    """
+
+    def __init__(
+        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: list[float],
+        generator: torch.Generator, called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
+    ):  # fmt: skip
+        self.layer, self.head, self.estimator, self.levels = layer, head, estimator, levels
+        self.generator, self.called, self.shown = generator, called, shown
+        self.look = Look(layer, head, estimator.independent_guidance)
+        self.states: list[State] = []
+        self.uncond: list[torch.Tensor | None] = []
+        self.recording = False
+        self.calls, self.expected_calls = 0, 0
+        self.estimate: Estimate | None = None
+        self.trajectory: list[tuple[float, torch.Tensor, torch.Tensor]] = []
+
+    def add_to(self, model: ModelPatcher, key: str) -> None:
+        self.model = model
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, self.predict_noise)
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, self.sampler_sample)
+        self.look.add_to(model)
+
+    # ------------------------------------------------------------ the run itself
+
+    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        """PREDICT_NOISE wrapper: see a prediction, guidance and all, and let it pass."""
+        if not self.recording:
+            return executor(x, timestep, model_options, seed)
+        sigma = float(timestep.flatten()[0])
+        noise, signal = scales(self.sampling, sigma)
+        state = State(sigma, noise, signal, x.to("cpu", copy=True), x)
+        uncond: list[torch.Tensor] = []
+        if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
+            # A CFG++ sampler: its steps go along the prediction for the negative prompt.
+            model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
+        if self.estimator.looks(state.level, self.schedule):
+            with self.look.once():
+                denoised = executor(x, timestep, model_options, seed)
+            found = self.look.variance(getattr(self.model_wrap, "cfg", None))
+            if found is not None:
+                state.variance = found.cpu()
+        else:
+            denoised = executor(x, timestep, model_options, seed)
+        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
+        state.denoised = denoised.to("cpu", copy=True)
+        if self.states:
+            self.states[-1].contraction = contraction(self.states[-1], state.x, signal, self.mask_on_cpu)
+        self.states.append(state)
+        self.uncond.append(uncond[0] if uncond else None)
+        return denoised
+
+    @staticmethod
+    def see_uncond(found: list[torch.Tensor]) -> Callable[[dict], torch.Tensor]:
+        def see(args: dict) -> torch.Tensor:
+            found.append(args["uncond_denoised"].to("cpu", copy=True))
+            return args["denoised"]
+
+        return see
+
+    def sampler_sample(self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
+                       denoise_mask=None, disable_pbar=False):  # fmt: skip
+        """SAMPLER_SAMPLE wrapper: run the sampler, then let the estimator work."""
+        # Samplers write to both: their own arguments into these, uni_pc another end into sigmas.
+        self.options, self.sigmas, sigma_end = dict(extra_args), sigmas.clone(), float(sigmas[-1])
+        self.executor, self.model_wrap, self.denoise_mask = executor, model_wrap, denoise_mask
+        self.device, self.dtype = noise.device, noise.dtype
+        self.mask_on_cpu = None if denoise_mask is None else denoise_mask.cpu()
+        self.sampling = model_wrap.inner_model.model_sampling
+        self.noise_end, self.signal_end = scales(self.sampling, sigma_end)
+        levels = [scales(self.sampling, float(sigma)) for sigma in sigmas[:-1]]
+        self.schedule = [noise / max(signal, 1e-6) for noise, signal in levels]
+        function = getattr(executor.class_obj, "sampler_function", None)
+        self.sampler = getattr(function, "__name__", "").removeprefix("sample_")
+        self.generator_state = torch.get_rng_state()
+        self.states, self.uncond, self.recording = [], [], True
+        samples = executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+        self.recording = False
+        if not self.states:
+            if len(sigmas) > 1:
+                logging.warning(
+                    "BayesDiff: this sampler or guider never asked the model for a prediction, so its uncertainty is "
+                    "unknown and given as zero; choose the estimator 'ensemble' for it."
+                )
+            self.estimate = Estimate(torch.zeros(samples.shape), torch.empty(0, *samples.shape), {})
+            return samples
+        self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
+        # The global generator stays where the stock sampler leaves it.
+        with torch.random.fork_rng(generator_devices(samples.device)):
+            self.place_variances()
+            self.work(sigma_end)
+        return samples
+
+    # ------------------------------------------------------------ after it
+
+    def place_variances(self) -> None:
+        """Bring the γ² that was seen, one number an output position, to the elements of the latent."""
+        looked = [state for state in self.states if state.variance is not None]
+        if not looked:
+            return
+        x, geometry = self.states[0].x, self.layer.geometry
+        count = looked[0].variance[0].numel()
+        conv_is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
+        if conv_is_last and looked[0].variance.shape[1:] == x.shape[2:]:
+            positions = torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
+        else:
+            sigma, prompt = looked[0].sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
+
+            def denoise(x):
+                restart_hooks(self.model_wrap)
+                level = torch.full((len(x),), sigma, device=x.device)
+                options = self.options["model_options"]
+                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)
+
+            positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
+        for state in looked:
+            if positions is None:
+                state.variance = None
+                continue
+            gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
+            state.variance = state.variance.flatten(1)[:, positions] * gain.square()
+
+    def work(self, sigma_end: float) -> None:
+        """Let the estimator work, and bring what it found to the units that the user sees."""
+        self.last_sigma = -math.inf
+        self.expected_calls = self.estimator.calls(len(self.states))
+        usable = [index for index, state in enumerate(self.states) if state.signal > 0]
+        along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / level)))
+                 for level in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
+        found = self.estimator.estimate(self, along)
+        gain = self.gain(sigma_end, found.variance)
+        self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
+        for index in along:
+            state = self.states[index]
+            self.trajectory.append(
+                (state.sigma, self.as_latent(state), found.along[index] * self.gain(state.sigma, state.x).square())
+            )
+
+    def gain(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
+        """Slope of the latent that the user sees in the sampler's x at a noise level, element by element."""
+        level, like = torch.full((1,), sigma), like.float()
+        one = torch.ones_like(like)
+        unscaled = self.sampling.inverse_noise_scaling(level, one)
+        unscaled = unscaled - self.sampling.inverse_noise_scaling(level, torch.zeros_like(like))
+        return unscaled * latent_gain(self.model_wrap.inner_model, like)
+
+    def as_latent(self, state: State) -> torch.Tensor:
+        """The noisy latent of a state as a stock sampler that stops there would return it."""
+        level = torch.full((1,), state.sigma)
+        unscaled = self.sampling.inverse_noise_scaling(level, state.x)
+        return self.model_wrap.inner_model.process_latent_out(unscaled.float())
+
+    # ------------------------------------------------------------ what an estimator may ask, see NominalRun
+
+    def draw(self) -> torch.Tensor:
+        return self.head.draw(self.generator)
+
+    def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
+        return self.predict(state, x, delta_w, self.options)
+
+    def predict(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None, options: dict) -> torch.Tensor:
+        if state.sigma > self.last_sigma:
+            restart_hooks(self.model_wrap)
+        self.last_sigma = state.sigma
+        sigma = torch.full((len(state.x),), state.sigma, device=self.device)
+        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, options["model_options"])
+        nominal = state.x.to(self.device, self.dtype)
+        change = x.to(self.device, self.dtype) - nominal
+        nominal = nominal + (change if mask is None else change * mask)
+        if delta_w is None:
+            denoised = self.model_wrap(nominal, sigma, **options)
+        else:
+            with self.layer.perturbed(delta_w):
+                denoised = self.model_wrap(nominal, sigma, **options)
+        self.calls += 1
+        self.called(self.calls, max(self.calls, self.expected_calls), len(self.states))
+        if mask is not None:
+            kept = state.denoised.to(denoised)
+            denoised = kept + (denoised - kept) * mask
+        return denoised.float().cpu()
+
+    def show(self, variance: torch.Tensor) -> None:
+        self.shown(variance)
+
+    def ride(self, change: Callable[[State, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        # What the noise alone does; x and denoised enter a sampler's steps linearly, so it can be taken off again.
+        noise_alone = Riding(self, None)
+        end_of_noise = noise_alone.run()
+        riding = Riding(self, change, noise_alone.passed)
+        return riding.run() - end_of_noise, riding.passed
+
+
+@dataclasses.dataclass
+class Riding:
+    """Takes the guider's place under a sampler, so that a deviation passes through the sampler's own steps.
+
+    Attributes:
+        change: the deviation of ``denoised`` at a state; None for none.
+        noise: what the noise that the sampler injects does to x, at every state.
+        passed: the deviation of x at every state.
+    """
+
+    beside: Beside
+    change: Callable[[State, torch.Tensor], torch.Tensor] | None
+    noise: list[torch.Tensor] | None = None
+    passed: list[torch.Tensor] = dataclasses.field(default_factory=list)
+
+    def __getattr__(self, name: str):
+        return getattr(self.beside.model_wrap, name)
+
+    def run(self) -> torch.Tensor:
+        """The deviation at the end, in the sampler's space."""
+        beside = self.beside
+        nothing = torch.zeros(beside.states[0].x.shape, device=beside.device, dtype=beside.dtype)
+        torch.set_rng_state(beside.generator_state)
+        end = beside.executor(
+            self, beside.sigmas.clone(), dict(beside.options), None, nothing, nothing, beside.denoise_mask, True
+        )
+        if len(self.passed) != len(beside.states):
+            raise ValueError(self.problem())
+        return end.cpu() * beside.signal_end
+
+    def problem(self) -> str:
+        return (
+            f"Expected a sampler that takes the same steps for every latent, got '{self.beside.sampler}', which does "
+            "not; choose the estimator 'deviations' or 'ensemble'."
+        )
+
+    def __call__(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None) -> torch.Tensor:
+        index, beside = len(self.passed), self.beside
+        if index >= len(beside.states):
+            raise ValueError(self.problem())
+        state = beside.states[index]
+        deviation = x.cpu().float()
+        if self.noise is not None:
+            deviation = deviation - self.noise[index]
+        self.passed.append(deviation)
+        base = beside.options["model_options"].get(POST_CFG, [])
+        added = model_options.get(POST_CFG, [])[len(base) :]
+        if self.change is None:
+            nothing = torch.zeros_like(x)
+            for function in added:
+                function({"denoised": nothing, "uncond_denoised": nothing})
+            return nothing
+        kept = beside.options
+        if added:
+            shifted = [self.shifted(function, beside.uncond[index]) for function in added]
+            beside.options = kept | {"model_options": model_options | {POST_CFG: [*base, *shifted]}}
+        try:
+            return self.change(state, deviation).to(x)
+        finally:
+            beside.options = kept
+
+    @staticmethod
+    def shifted(function: Callable[[dict], torch.Tensor], nominal: torch.Tensor) -> Callable[[dict], torch.Tensor]:
+        """A sampler's own look at the prediction for the negative prompt, as a deviation from the nominal one."""
+
+        def see(args: dict) -> torch.Tensor:
+            uncond = args["uncond_denoised"]
+            function(args | {"uncond_denoised": uncond - nominal.to(uncond)})
+            return args["denoised"]
+
+        return see
