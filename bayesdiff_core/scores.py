@@ -1,7 +1,7 @@
 """One number a picture: which of a batch the model is least sure of.
 
-Every function of :data:`SCORES` takes an uncertainty and, if given, a mask ``(n or 1, height, width)`` that restricts it
-to a part of each picture, and returns ``(n,)``; higher is less certain. A cell of the latent is inside a mask where
+Every function of :data:`SCORES` takes an uncertainty and, if given, a mask ``(n or 1, height, width)`` that restricts
+it to a part of each picture, and returns ``(n,)``; higher is less certain. A cell of the latent is inside a mask where
 that covers at least half as much of it as of the cell that it covers most, so that a mask finer than a cell still has
 an inside.
 

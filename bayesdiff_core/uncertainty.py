@@ -78,3 +78,20 @@ class Uncertainty:
     def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
         """One score an image, ``(n,)``, one of :data:`~.scores.SCORES`. Higher is less certain."""
         return SCORES[name](self, mask)
+
+    def std_over_sigma(self) -> tuple[list[float], torch.Tensor]:
+        """Noise levels above zero, highest first, and the mean standard deviation of each picture there.
+
+        Returns:
+            ``m`` levels and ``(m, n)``.
+
+        Raises:
+            ValueError: the trajectory was not kept.
+        """
+        moments = [moment for moment in self.trajectory if moment.sigma > 0]
+        if not moments:
+            raise ValueError(
+                "Expected an uncertainty that keeps its trajectory, got one that does not; ask the sampler for levels "
+                "of noise to keep."
+            )
+        return [m.sigma for m in moments], torch.stack([m.variance.sqrt().flatten(1).mean(1) for m in moments])

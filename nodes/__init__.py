@@ -4,7 +4,9 @@ from .demo import DemoModel
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
+from .plot import UncertaintyPlot
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
+from .score import UncertaintyScore
 
 NODES = [
     FitLaplaceHead,
@@ -15,5 +17,7 @@ NODES = [
     SamplerCustomBayesDiff,
     UncertaintyMap,
     UncertaintyToMask,
+    UncertaintyScore,
+    UncertaintyPlot,
     DemoModel,
 ]
