@@ -60,7 +60,7 @@ def with_colour_bars(heat_maps: torch.Tensor, tops: torch.Tensor, colours: str) 
     height, size = heat_maps.shape[1], text_height(heat_maps.shape[1])
     font, bar, edge = font_of(size), size, size
     ramp = colour_map(torch.linspace(1, 0, max(2, height - 2 * edge))[:, None].expand(-1, bar)[None], colours)
-    labels = [[(tick, number(tick)) for tick in nice_ticks(0.0, float(top), height // (3 * size))] for top in tops]
+    labels = [[(tick, number(tick)) for tick in nice_ticks(0.0, float(top), height // (2 * size))] for top in tops]
     width = 2 * bar + size // 2 + round(max(font.getlength(text) for row in labels for _, text in row)) + size // 2
     found = []
     for heat_map, top, row in zip(heat_maps, tops.tolist(), labels):
@@ -150,13 +150,13 @@ class Axes:
 def plot_scores(scores: list[float], name: str, width: int, height: int) -> torch.Tensor:
     """Histogram of a batch's scores, ``(1, height, width, 3)``, and below it each picture's number at its place.
 
-    As many bins as the root of the number of pictures, and at least five. Numbers that would overlap are left out, once
+    As many bins as the root of the number of pictures, and at least eight. Numbers that would overlap are left out, once
     three rows are full.
     """
     low, high = min(scores), max(scores)
     if low == high:  # one picture, or all alike: a bar in the middle
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    bins, margin, rows = max(5, math.ceil(math.sqrt(len(scores)))), (high - low) / 25, 3
+    bins, margin, rows = max(8, math.ceil(math.sqrt(len(scores)))), (high - low) / 25, 3
     counts, edges = numpy.histogram(scores, bins=bins, range=(low, high))
     title = f"{len(scores)} picture{'s' * (len(scores) > 1)} by uncertainty"
     axes = Axes(width, height, title, f"score: {name}", (low - margin, high + margin), (0, 1.05 * counts.max()),

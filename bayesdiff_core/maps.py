@@ -90,7 +90,7 @@ def overlay_map(image: torch.Tensor, values: torch.Tensor, opacity: float, colou
 
 def antithetic_draws(variance: torch.Tensor, pairs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """``pairs`` draws from independent Gaussians of the given variance, each followed by its negative."""
-    std = variance.sqrt()
+    std = variance.clamp(min=0).sqrt()
     for _ in range(pairs):
         draw = std * torch.randn(std.shape, generator=generator)
         yield draw

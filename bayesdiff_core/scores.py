@@ -65,20 +65,20 @@ def of_each_picture(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], 
 
 
 def cell_std(variance: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each cell, its channels averaged."""
-    return variance.mean(0).sqrt()
+    """Standard deviation of each cell, its channels averaged; a negative variance counts as none."""
+    return variance.mean(0).clamp(min=0).sqrt()
 
 
 @of_each_picture
 def summed_variance(variance, latent, inside):
-    """Sum of all variances, the paper's score (Kou et al. 2024, section 4.3)."""
+    """Sum of all variances as they are, the paper's score (Kou et al. 2024, section 4.3)."""
     return variance[..., inside].sum()
 
 
 @of_each_picture
 def mean_std(variance, latent, inside):
     """Mean of all standard deviations, less ruled by a few cells than a sum of variances."""
-    return variance.sqrt()[..., inside].mean()
+    return variance.clamp(min=0).sqrt()[..., inside].mean()
 
 
 @of_each_picture

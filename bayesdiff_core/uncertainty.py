@@ -73,7 +73,7 @@ class Uncertainty:
                 f"is number {bad[0]}); see whether the pictures themselves are blank, and sample in a wider number "
                 "format, for example --force-fp32."
             )
-        return variance.mean(dim=1).sqrt()
+        return variance.mean(dim=1).clamp(min=0).sqrt()
 
     def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
         """One score an image, ``(n,)``, one of :data:`~.scores.SCORES`. Higher is less certain."""
@@ -94,4 +94,6 @@ class Uncertainty:
                 "Expected an uncertainty that keeps its trajectory, got one that does not; ask the sampler for levels "
                 "of noise to keep."
             )
-        return [m.sigma for m in moments], torch.stack([m.variance.sqrt().flatten(1).mean(1) for m in moments])
+        return [m.sigma for m in moments], torch.stack(
+            [m.variance.clamp(min=0).sqrt().flatten(1).mean(1) for m in moments]
+        )

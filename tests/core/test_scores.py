@@ -110,6 +110,14 @@ def test_maps_of_no_numbers_are_one_sentence(batch):
             dataclasses.replace(batch, variance=variance).std_map()
 
 
+def test_negative_variances_count_as_none_but_in_the_papers_sum(batch):
+    negative = dataclasses.replace(batch, variance=-batch.variance)
+    assert SCORES["sum"](negative).tolist() == (-SCORES["sum"](batch)).tolist()
+    assert not negative.std_map().any()
+    for name in SCORES.keys() - {"sum"}:
+        assert SCORES[name](negative).tolist() == [0.0] * 3
+
+
 def test_features_that_agree_and_that_do_not():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 3, 32, generator=generator).repeat(5, 1, 1)
