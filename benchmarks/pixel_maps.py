@@ -33,13 +33,12 @@ from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
-SEED, FEW = 1, (1, 4, 8)
+SEED, FEW = 1, (1, 2, 4, 8)
 
 
-def uncertainty_of(latent: torch.Tensor, deviations: torch.Tensor, keep: bool) -> Uncertainty:
-    """Of members of an ensemble, with or without their deviations."""
-    kept = deviations if keep else deviations[:0]
-    return Uncertainty(deviations.square().mean(0), latent, 8, "ensemble", len(deviations), {}, 1.0, kept)
+def without_members(latent: torch.Tensor, members: torch.Tensor) -> Uncertainty:
+    """The variance of some members, as deviations from the latent, and no more of them."""
+    return Uncertainty(members.square().mean(0), latent, 8, "ensemble", len(members), {}, 1.0, members[:0])
 
 
 def agreement(values: torch.Tensor, truth: torch.Tensor, seen: bool) -> float:
@@ -62,14 +61,14 @@ def maps_of(
     other_half = pixel_variance(picture, decoded[1::2]).sqrt()
     sources = {"truth's variance": truth} | {f"{k} members" if k > 1 else "1 member": others[:k] for k in FEW}
     for name, members in sources.items():
-        without = uncertainty_of(latent, members, keep=False)
-        found[f"{name}, latent map enlarged"] = (0, resize_map(without.std_map(), *picture.shape[1:3]))
+        known = without_members(latent, members)
+        found[f"{name}, latent map enlarged"] = (0, resize_map(known.std_map(), *picture.shape[1:3]))
         for pairs in (1, 4):
-            draws = decoded_std(vae, without, picture, pairs=pairs)
+            draws = decoded_std(vae, known, picture, pairs=pairs)
             found[f"{name}, antithetic draws, {pairs} pair{'s' * (pairs > 1)}"] = (2 * pairs, draws)
         if members is not truth:
-            kept = uncertainty_of(latent, members, keep=True)
-            found[f"{name}, members decoded"] = (len(members), decoded_std(vae, kept, picture))
+            decoded = [decode(vae, latent + change) for change in members]
+            found[f"{name}, members decoded"] = (len(members), pixel_variance(picture, decoded).sqrt())
     grey = picture.mean(-1)
     gradient = sum(g.square() for g in torch.gradient(grey, dim=(1, 2))).sqrt()
     found["control: gradient of the picture"] = (0, gradient)

@@ -78,5 +78,6 @@ def member_features(
         if mask is not None:
             inside = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size=image.shape[1:3], mode="area")
             image = torch.lerp(picture, image, inside.movedim(1, -1).to(image))
-        found.append(clip_vision.encode_image(image)["image_embeds"].float().cpu())
+        # Squeezed to the encoder's square, not cropped: all of a picture counts.
+        found.append(clip_vision.encode_image(image, crop=False)["image_embeds"].float().cpu())
     return torch.stack(found)
