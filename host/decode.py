@@ -13,7 +13,8 @@ from comfy.sd import VAE
 from ..bayesdiff_core.maps import antithetic_draws, pixel_variance
 from ..bayesdiff_core.uncertainty import Uncertainty
 
-# Draws of independent cells where no member is kept; see docs/maps.md for how little they say of the members'.
+# Of fewer members the decoded draws below show better where a picture varies, if not how much: see docs/maps.md.
+ENOUGH_MEMBERS = 3
 PAIRS = 4
 
 
@@ -46,15 +47,15 @@ def decoded_std(
 ) -> torch.Tensor:
     """Standard deviation of the decoded picture in each pixel, ``(n, height, width)``, in units of colour from 0 to 1.
 
-    Of decoded members where the uncertainty has any; else of antithetic draws from its variance, cell by cell
-    independent, always the same ones.
+    Of decoded members where the uncertainty has at least three; else of antithetic draws from its variance, cell by
+    cell independent, always the same ones.
 
     Args:
         picture: ``(n, height, width, 3)``, the decoded latent.
     """
     changes: Iterable[torch.Tensor] = uncertainty.deviations
     count = len(uncertainty.deviations)
-    if count == 0:
+    if count < ENOUGH_MEMBERS:
         changes, count = (
             antithetic_draws(uncertainty.variance.cpu(), pairs, torch.Generator().manual_seed(0)),
             2 * pairs,

@@ -45,8 +45,8 @@ class UncertaintyMap(io.ComfyNode):
                     default=LATENT,
                     optional=True,
                     tooltip="Latent: the latent's map, enlarged; quick. Pixels: how far the decoded picture could have "
-                    "differed in each pixel, found by decoding the sampler's posterior members; if it kept none, by "
-                    "decoding draws, which is rougher. Tiled: the same with less memory.",
+                    "differed in each pixel, found by decoding the sampler's posterior members; if it kept fewer than "
+                    "three, by decoding draws, which is rougher. Tiled: the same with less memory.",
                 ),
                 io.Int.Input(
                     "tile_size",
