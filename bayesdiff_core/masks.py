@@ -3,33 +3,111 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
+
+# Cells that touch at a corner belong together; a hole is then closed where its border touches at corners alone.
+NEIGHBOURS = numpy.ones((3, 3), dtype=bool)
 
 
 def most_uncertain_area(values: torch.Tensor, area: float) -> torch.Tensor:
     """Hard mask of the ``area`` share of each map with the highest values.
 
     Args:
-        values: ``(n, h, w)``.
+        values: ``(n, h, w)``, not negative.
         area: share of the cells to mark, in (0, 1].
 
     Returns:
-        ``(n, h, w)`` of zeros and ones; exactly ``ceil(area * h * w)`` ones each.
+        ``(n, h, w)`` of zeros and ones; ``ceil(area * h * w)`` ones each, or fewer: a cell of no uncertainty is never
+        marked, so a map of zeros has an empty mask.
     """
     flat = values.flatten(1)
     count = math.ceil(area * flat.shape[1])
     mask = torch.zeros_like(flat)
     mask.scatter_(1, flat.topk(count, dim=1).indices, 1.0)
-    return mask.reshape(values.shape)
+    return (mask * (flat > 0)).reshape(values.shape)
+
+
+def most_uncertain_of_batch(values: torch.Tensor, area: float) -> torch.Tensor:
+    """The same, of all maps together: a sure picture gets a small mask or none, an unsure one a large one."""
+    return most_uncertain_area(values.reshape(1, -1, values.shape[-1]), area).reshape(values.shape)
+
+
+def above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Hard mask of what exceeds a value, ``(n, h, w)``."""
+    return (values > threshold).to(values.dtype)
+
+
+def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
+    """Hard mask of the upper of two classes, split where the variance between them is largest (Otsu 1979), map by map.
+
+    A map of one value has no two classes and an empty mask.
+
+    Args:
+        values: ``(n, h, w)``.
+    """
+    masks = []
+    for picture in values.float().cpu():
+        low, high = float(picture.min()), float(picture.max())
+        if low == high:
+            masks.append(torch.zeros_like(picture))
+            continue
+        counts = torch.histc(picture, bins, low, high).double()
+        edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+        middles = (edges[:-1] + edges[1:]) / 2
+        below, moment = counts.cumsum(0), (counts * middles).cumsum(0)
+        total, mean = below[-1], moment[-1] / below[-1]
+        between = (mean * below - moment).square() / (below * (total - below)).clamp(min=1)
+        masks.append((picture > edges[1:][between.argmax()]).float())
+    return torch.stack(masks).to(values)
+
+
+def each(mask: torch.Tensor, change: Callable[[numpy.ndarray], numpy.ndarray]) -> torch.Tensor:
+    """Change masks ``(n, h, w)`` one by one, as arrays of bool."""
+    changed = [torch.from_numpy(change(picture)) for picture in (mask > 0).cpu().numpy()]
+    return torch.stack(changed).to(mask)
+
+
+def fill_holes(mask: torch.Tensor) -> torch.Tensor:
+    """Mark what hard masks ``(n, h, w)`` enclose."""
+    return each(mask, ndimage.binary_fill_holes)
+
+
+def drop_islands(mask: torch.Tensor, smallest: int) -> torch.Tensor:
+    """Remove the parts of hard masks ``(n, h, w)`` that have fewer than ``smallest`` cells."""
+
+    def drop(picture: numpy.ndarray) -> numpy.ndarray:
+        labels, _ = ndimage.label(picture, NEIGHBOURS)
+        keep = numpy.bincount(labels.ravel()) >= smallest
+        keep[0] = False
+        return keep[labels]
+
+    return each(mask, drop)
+
+
+def bounding_box(mask: torch.Tensor) -> torch.Tensor:
+    """The smallest rectangle around all of each hard mask ``(n, h, w)``; an empty mask stays empty."""
+
+    def box(picture: numpy.ndarray) -> numpy.ndarray:
+        filled = numpy.zeros_like(picture)
+        for place in ndimage.find_objects(picture.astype(numpy.int8)):
+            filled[place] = True
+        return filled
+
+    return each(mask, box)
 
 
 def grow(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     """Dilate masks ``(n, h, w)`` by ``pixels`` in every direction (a square neighbourhood)."""
     if pixels == 0:
         return mask
-    return F.max_pool2d(mask[:, None], 2 * pixels + 1, stride=1, padding=pixels)[:, 0]
+    size = 2 * pixels + 1
+    rows = F.max_pool2d(mask[:, None], (1, size), stride=1, padding=(0, pixels))
+    return F.max_pool2d(rows, (size, 1), stride=1, padding=(pixels, 0))[:, 0]
 
 
 def blur(mask: torch.Tensor, sigma: float) -> torch.Tensor:

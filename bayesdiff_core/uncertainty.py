@@ -6,6 +6,8 @@ import dataclasses
 
 import torch
 
+from .scores import DEFAULT, SCORES
+
 
 def std_of(variance: torch.Tensor) -> torch.Tensor:
     """Standard deviation of each cell, ``(n, ...)``: root of the variance ``(n, c, ...)`` averaged over channels.
@@ -63,7 +65,7 @@ class Uncertainty:
         """Standard deviation of each latent cell, ``(n, h, w)``: root of the variance averaged over channels.
 
         Raises:
-            ValueError: the latent is not a batch of images.
+            ValueError: the latent is not a batch of images, or a variance is no finite number.
         """
         variance = self.variance
         if variance.ndim == 5 and variance.shape[2] == 1:  # a picture of a family that also makes video
@@ -73,11 +75,33 @@ class Uncertainty:
                 "Expected the uncertainty of image latents (batch, channels, height, width), got shape "
                 f"{tuple(variance.shape)}; sample a single frame, maps of video are not supported yet."
             )
+        if bad := [i + 1 for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
+            raise ValueError(
+                f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} pictures (the first "
+                f"is number {bad[0]}); see whether the pictures themselves are blank, and sample in a wider number "
+                "format, for example --force-fp32."
+            )
         return std_of(variance)
 
-    def scores(self) -> torch.Tensor:
-        """One score an image, ``(n,)``: the mean standard deviation. Higher is less certain.
+    def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One score an image, ``(n,)``, one of :data:`~.scores.SCORES`. Higher is less certain."""
+        return SCORES[name](self, mask)
 
-        The paper sums variances (section 4.3); a sum of standard deviations is less ruled by a few cells.
+    def std_over_sigma(self) -> tuple[list[float], torch.Tensor]:
+        """Noise levels above zero, highest first, and the mean standard deviation of each picture there.
+
+        Returns:
+            ``m`` levels and ``(m, n)``.
+
+        Raises:
+            ValueError: the trajectory was not kept.
         """
-        return self.variance.clamp(min=0).sqrt().flatten(1).mean(dim=1)
+        moments = [moment for moment in self.trajectory if moment.sigma > 0]
+        if not moments:
+            raise ValueError(
+                "Expected an uncertainty that keeps its trajectory, got one that does not; connect sigmas to "
+                "Uncertainty Options and those to the sampler."
+            )
+        return [m.sigma for m in moments], torch.stack(
+            [m.variance.clamp(min=0).sqrt().flatten(1).mean(1) for m in moments]
+        )

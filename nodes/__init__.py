@@ -5,7 +5,9 @@ from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
 from .options import UncertaintyOptionsNode
+from .plot import UncertaintyPlot
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
+from .score import UncertaintyScore
 
 NODES = [
     FitLaplaceHead,
@@ -17,5 +19,7 @@ NODES = [
     UncertaintyOptionsNode,
     UncertaintyMap,
     UncertaintyToMask,
+    UncertaintyScore,
+    UncertaintyPlot,
     DemoModel,
 ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.maps import colour_map, normalise_map, overlay_map, resize_map
+from ..bayesdiff_core.drawing import sheet, with_colour_bars
+from ..bayesdiff_core.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map, resize_map
+from ..host.decode import decode, decoded_std
 from .types import CATEGORY, UncertaintyType
 
 PER_IMAGE, PER_BATCH = "each image", "whole batch"
+LATENT, PIXELS, TILED = "latent", "pixels", "pixels, tiled"
 
 
 class UncertaintyMap(io.ComfyNode):
@@ -36,6 +39,38 @@ class UncertaintyMap(io.ComfyNode):
                     step=0.05,
                     tooltip="How much the overlay hides of the most uncertain parts.",
                 ),
+                io.Combo.Input(
+                    "resolution",
+                    options=[LATENT, PIXELS, TILED],
+                    default=LATENT,
+                    optional=True,
+                    tooltip="Latent: the latent's map, enlarged; quick. Pixels: how far the decoded picture could have "
+                    "differed in each pixel, found by decoding the sampler's posterior members; if it kept fewer than "
+                    "three, by decoding draws, which is rougher. Tiled: the same with less memory.",
+                ),
+                io.Int.Input(
+                    "tile_size",
+                    default=512,
+                    min=64,
+                    max=4096,
+                    step=32,
+                    optional=True,
+                    tooltip="For 'pixels, tiled': side of a tile in pixels.",
+                ),
+                io.Combo.Input(
+                    "colours",
+                    options=list(COLOUR_MAPS),
+                    default="inferno",
+                    optional=True,
+                    tooltip="Colour map of the heat map and the overlay, from certain to uncertain.",
+                ),
+                io.Boolean.Input(
+                    "colour_bar",
+                    default=False,
+                    optional=True,
+                    tooltip="Draw the scale at the right of each heat map, in standard deviations of the latent or, in "
+                    "pixels, of colours from 0 to 1. The heat map becomes wider than the picture.",
+                ),
             ],
             outputs=[
                 io.Image.Output("heat_map", display_name="heat map", tooltip="Dark is certain, bright is uncertain."),
@@ -43,14 +78,36 @@ class UncertaintyMap(io.ComfyNode):
                 io.Mask.Output(
                     "map", display_name="map", tooltip="The map's values from 0 to 1, at the picture's size."
                 ),
+                io.Mask.Output(
+                    "std",
+                    display_name="std",
+                    tooltip="The standard deviations themselves, not scaled: of the latent or, in pixels, of colours.",
+                ),
+                io.Image.Output("std_image", display_name="std image", tooltip="The same as a grey image, not scaled."),
+                io.Image.Output(
+                    "sheet",
+                    display_name="sheet",
+                    tooltip="One image: a row a picture, with the picture, its heat map, the overlay and its score.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, uncertainty, vae, scale, opacity) -> io.NodeOutput:
-        std = uncertainty.std_map()
-        image = vae.decode(uncertainty.latent)
-        # Families that also make video decode to a row of frames.
-        image = image.reshape(-1, *image.shape[-3:])[..., :3]
-        values = normalise_map(resize_map(std, *image.shape[1:3]), per_image=scale == PER_IMAGE)
-        return io.NodeOutput(colour_map(values), overlay_map(image, values.to(image.device), opacity), values)
+    def execute(
+        cls, uncertainty, vae, scale, opacity, resolution=LATENT, tile_size=512, colours="inferno", colour_bar=False
+    ) -> io.NodeOutput:
+        std, per_image = uncertainty.std_map(), scale == PER_IMAGE
+        tile = tile_size if resolution == TILED else None
+        image = decode(vae, uncertainty.latent, tile)
+        if resolution == LATENT:
+            std = resize_map(std, *image.shape[1:3])
+        else:
+            std = decoded_std(vae, uncertainty, image, tile)
+        values = normalise_map(std, per_image)
+        heat_map, overlay = colour_map(values, colours), overlay_map(image, values.to(image.device), opacity, colours)
+        if colour_bar:
+            heat_map = with_colour_bars(heat_map, map_tops(std, per_image), colours)
+        captions = [f"{i}: score {score:.4g}" for i, score in enumerate(uncertainty.scores().tolist(), 1)]
+        rows = sheet([image, heat_map, overlay], captions)
+        std_image = std[..., None].expand(-1, -1, -1, 3)
+        return io.NodeOutput(heat_map, overlay, values, std, std_image, rows)

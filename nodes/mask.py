@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bayesdiff_core import masks
-from ..bayesdiff_core.maps import resize_map
+from ..bayesdiff_core.maps import normalise_map, resize_map
 from .types import CATEGORY, UncertaintyType
+
+AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
 
 
 class UncertaintyToMask(io.ComfyNode):
@@ -25,7 +27,8 @@ class UncertaintyToMask(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the picture to mask, before growing.",
+                    tooltip="Share of the picture to mask, before growing. For 'area share', and for 'quantile of the "
+                    "batch', where it is the share of all pictures together.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=512, tooltip="Widen the mask by so many pixels."),
                 io.Float.Input(
@@ -35,6 +38,53 @@ class UncertaintyToMask(io.ComfyNode):
                     max=128.0,
                     step=0.5,
                     tooltip="Soften the mask's edge, in pixels. Soft masks want Differential Diffusion.",
+                ),
+                io.Combo.Input(
+                    "threshold",
+                    options=[AREA, BATCH, VALUE, OTSU],
+                    default=AREA,
+                    optional=True,
+                    tooltip="Area share: as much of every picture. Quantile of the batch: more of the unsure pictures, "
+                    "less or nothing of the sure ones. Value: what exceeds a standard deviation. Otsu: splits each map "
+                    "where its values fall into two groups.",
+                ),
+                io.Float.Input(
+                    "value",
+                    default=0.1,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.001,
+                    round=0.0001,
+                    optional=True,
+                    tooltip="For 'value': mask where the standard deviation of the latent exceeds this. Uncertainty "
+                    "Map shows the values on its colour bar.",
+                ),
+                io.Boolean.Input(
+                    "fill_holes", default=False, optional=True, tooltip="Mask also what the mask encloses."
+                ),
+                io.Int.Input(
+                    "smallest_island",
+                    default=0,
+                    min=0,
+                    max=1048576,
+                    optional=True,
+                    tooltip="Drop separate parts of fewer pixels than this, before growing; 0 or 1 keeps all.",
+                ),
+                io.Boolean.Input(
+                    "bounding_box",
+                    default=False,
+                    optional=True,
+                    tooltip="Mask the rectangle around all that is masked in a picture, before growing.",
+                ),
+                io.Boolean.Input(
+                    "soft",
+                    default=False,
+                    optional=True,
+                    tooltip="Inside the mask, give the map's own values up to 1 instead of 1 everywhere: less certain "
+                    "parts are redrawn more. Wants Differential Diffusion.",
+                ),
+                io.Boolean.Input(
+                    "invert", default=False, optional=True, tooltip="Mask the rest instead: keep what is uncertain."
                 ),
             ],
             outputs=[
@@ -47,8 +97,29 @@ class UncertaintyToMask(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, uncertainty, area, grow, blur) -> io.NodeOutput:
+    def execute(
+        cls, uncertainty, area, grow, blur, threshold=AREA, value=0.1, fill_holes=False, smallest_island=0,
+        bounding_box=False, soft=False, invert=False,
+    ) -> io.NodeOutput:  # fmt: skip
         std = uncertainty.std_map()
         height, width = (side * uncertainty.downscale for side in std.shape[1:])
-        mask = masks.most_uncertain_area(resize_map(std, height, width), area)
-        return io.NodeOutput(masks.blur(masks.grow(mask, grow), blur))
+        std = resize_map(std, height, width)
+        if threshold == AREA:
+            mask = masks.most_uncertain_area(std, area)
+        elif threshold == BATCH:
+            mask = masks.most_uncertain_of_batch(std, area)
+        elif threshold == VALUE:
+            mask = masks.above(std, value)
+        else:
+            mask = masks.otsu(std)
+        if fill_holes:
+            mask = masks.fill_holes(mask)
+        if smallest_island > 1:
+            mask = masks.drop_islands(mask, smallest_island)
+        if bounding_box:
+            mask = masks.bounding_box(mask)
+        mask = masks.grow(mask, grow)
+        if soft:
+            mask = mask * normalise_map(std, per_image=True)
+        mask = masks.blur(mask, blur)
+        return io.NodeOutput(1 - mask if invert else mask)

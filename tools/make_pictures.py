@@ -3,6 +3,9 @@
     python dev.py pictures
 
 ``docs/images/quickstart.png``: what the quick start makes, one column a sample.
+``docs/images/maps.png``: one batch in pixels and in latent cells, the sheets of the node Uncertainty Map.
+``docs/images/masks.png``: what the thresholds and options of Uncertainty to Mask make of it.
+``docs/images/plot.png``: the histogram of scores of a larger batch.
 ``docs/images/samples.png``: 36 samples of the demo model, its prompts taken at even distances from the node's list.
 """
 
@@ -53,6 +56,69 @@ def quickstart(server: ComfyServer) -> Image.Image:
     return sheet(rows, [[""] * len(row) for row in rows], list(QUICKSTART_ROWS))
 
 
+def uncertain_batch(pictures: int, quality: str = "precise") -> dict:
+    """The quick start's own nodes up to the sampler, ``4``, with another number of pictures."""
+    graph = json.loads((ROOT / "tests" / "graphs" / "quickstart.json").read_text(encoding="utf-8"))
+    graph = {node_id: graph[node_id] for node_id in ("1", "2", "3", "4")}
+    graph["2"]["inputs"]["batch_size"] = pictures
+    graph["4"]["inputs"]["quality"] = quality
+    return graph
+
+
+def maps(server: ComfyServer) -> Image.Image:
+    graph, modes = uncertain_batch(2), {"latent": "inferno", "pixels": "viridis"}
+    for mode, colours in modes.items():
+        graph[mode] = node(
+            "BayesDiffUncertaintyMap", uncertainty=["4", 1], vae=["1", 3], scale="each image", opacity=0.85,
+            resolution=mode, colours=colours, colour_bar=True,
+        )  # fmt: skip
+        graph[f"save {mode}"] = node("SaveImage", images=[mode, 5], filename_prefix=mode)
+    pictures = server.files(server.run(graph))
+    sheets = [Image.open(pictures[f"save {mode}"][0]).convert("RGB") for mode in modes]
+    width, height = max(sheet.width for sheet in sheets), sheets[0].height
+    image = Image.new("RGB", (2 * width + 16, height + 22), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    for x, (mode, found) in enumerate(zip(modes, sheets)):
+        draw.text((x * (width + 16) + 4, 2), f"resolution: {mode}, colours: {modes[mode]}", fill="black", font=font)
+        image.paste(found, (x * (width + 16), 22))
+    return image
+
+
+MASKS = {
+    "area share 0.15": {},
+    "quantile of the batch": dict(threshold="quantile of the batch"),
+    "Otsu": dict(threshold="Otsu"),
+    "no islands, holes filled": dict(smallest_island=120, fill_holes=True),
+    "bounding box": dict(smallest_island=120, bounding_box=True),
+    "soft, grown, blurred": dict(soft=True, grow=6, blur=3.0),
+}
+
+
+def masks(server: ComfyServer, pictures: int = 4) -> Image.Image:
+    graph = uncertain_batch(pictures)
+    graph["decode"] = node("VAEDecode", samples=["4", 0], vae=["1", 3])
+    graph["sample"] = node("SaveImage", images=["decode", 0], filename_prefix="sample")
+    for name, options in MASKS.items():
+        inputs = dict(uncertainty=["4", 1], area=0.15, grow=0, blur=0.0)
+        graph[f"mask {name}"] = node("BayesDiffUncertaintyToMask", **(inputs | options))
+        graph[f"image {name}"] = node("MaskToImage", mask=[f"mask {name}", 0])
+        graph[name] = node("SaveImage", images=[f"image {name}", 0], filename_prefix="mask")
+    found = server.files(server.run(graph))
+    rows = ["sample", *MASKS]
+    captions = [[name] * pictures if name in MASKS else [""] * pictures for name in rows]
+    return sheet([found[name] for name in rows], captions, [""] * len(rows))
+
+
+def plot(server: ComfyServer) -> Image.Image:
+    graph = uncertain_batch(24, "draft")
+    graph["plot"] = node(
+        "BayesDiffUncertaintyPlot", uncertainty=["4", 1], plot="scores of the batch", score="mean std", width=768,
+        height=448,
+    )  # fmt: skip
+    graph["save"] = node("SaveImage", images=["plot", 0], filename_prefix="plot")
+    return Image.open(server.files(server.run(graph))["save"][0])
+
+
 def samples(server: ComfyServer, side: int = 6) -> Image.Image:
     names = server.object_info()["BayesDiffDemoModel"]["input"]["required"]["prompt"][1]["options"]
     names = names[len(names) // (2 * side**2) :: len(names) // side**2][: side**2]
@@ -78,7 +144,7 @@ def node(class_type: str, **inputs) -> dict:
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
-        for make in (quickstart, samples):
+        for make in (quickstart, maps, masks, plot, samples):
             path = IMAGES / f"{make.__name__}.png"
             make(server).save(path, optimize=True)
             print(path.relative_to(ROOT))

@@ -1,7 +1,16 @@
 import pytest
 import torch
 from bayesdiff.bayesdiff_core import masks
-from bayesdiff.bayesdiff_core.maps import colour_map, normalise_map, overlay_map, resize_map
+from bayesdiff.bayesdiff_core.maps import (
+    COLOUR_MAPS,
+    antithetic_draws,
+    colour_map,
+    map_tops,
+    normalise_map,
+    overlay_map,
+    pixel_variance,
+    resize_map,
+)
 from bayesdiff.bayesdiff_core.uncertainty import Uncertainty
 
 
@@ -37,8 +46,15 @@ def test_one_hot_cell_does_not_dim_the_rest():
     assert normalise_map(values, per_image=True)[0, 1, 1] == 1
 
 
-def test_colours_rise_in_lightness_and_stay_in_range():
-    colours = colour_map(torch.linspace(0, 1, 101)[None, None])[0, 0]
+def test_the_value_that_is_brightest():
+    values = torch.stack([torch.full((10, 10), 1.0), torch.full((10, 10), 4.0)])
+    assert map_tops(values, per_image=True).tolist() == [1.0, 4.0]
+    assert map_tops(values, per_image=False).tolist() == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("name", COLOUR_MAPS)
+def test_colours_rise_in_lightness_and_stay_in_range(name):
+    colours = colour_map(torch.linspace(0, 1, 101)[None, None], name)[0, 0]
     luminance = colours @ torch.tensor([0.2126, 0.7152, 0.0722])
     assert colours.shape == (101, 3) and colours.min() >= 0 and colours.max() <= 1
     assert (luminance.diff() > 0).all()
@@ -64,6 +80,23 @@ def test_resizing_keeps_a_constant_and_the_place():
     assert 8 <= row < 16 and 16 <= column < 24
 
 
+def test_draws_have_the_variance_and_cancel_in_pairs():
+    variance = torch.tensor([0.0, 1.0, 9.0]).expand(2000, 3)
+    first, second, third, _ = antithetic_draws(variance, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(first, -second) and not torch.equal(first, third)
+    assert first.var(0).tolist() == [0.0, pytest.approx(1, rel=0.1), pytest.approx(9, rel=0.1)]
+
+
+def test_pixel_variance_is_the_mean_square_over_members_and_colours():
+    picture = torch.rand(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    change = torch.zeros(2, 4, 5, 3)
+    change[1, 2, 3] = torch.tensor([0.3, 0.0, -0.3])
+    found = pixel_variance(picture, [picture + change, picture - 2 * change])
+    assert found.shape == (2, 4, 5) and found[1, 2, 3] == pytest.approx(0.09 * 2 / 3 * (1 + 4) / 2, rel=1e-4)
+    found[1, 2, 3] = 0
+    assert not found.any()
+
+
 @pytest.mark.parametrize("area", [0.01, 0.15, 0.5, 1.0])
 def test_mask_has_the_asked_area_and_the_highest_values(area):
     values = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
@@ -85,3 +118,67 @@ def test_growing_and_blurring():
     assert soft.sum() == pytest.approx(1.0, abs=1e-5) and soft.argmax() == mask.argmax()
     assert soft[0, 10, 12] == pytest.approx(float(soft[0, 10, 10]) * 2.718281828**-0.5, rel=1e-3)
     assert torch.allclose(masks.blur(torch.ones(1, 9, 9), 4.0), torch.ones(1, 9, 9)) and masks.blur(mask, 0.0) is mask
+
+
+def test_growing_does_by_rows_and_columns_what_a_square_does():
+    mask = (torch.rand(2, 30, 40, generator=torch.Generator().manual_seed(0)) > 0.99).float()
+    expected = torch.nn.functional.max_pool2d(mask[:, None], 7, stride=1, padding=3)[:, 0]
+    assert torch.equal(masks.grow(mask, 3), expected)
+    assert torch.equal(masks.grow(mask, 100), torch.ones_like(mask))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_masks_of_a_map_without_structure(value):
+    """All zero: nothing is uncertain, nothing is masked. All the same: the area asked for, and no two classes."""
+    values = torch.full((2, 10, 10), value)
+    shares = [masks.most_uncertain_area(values, 0.2), masks.most_uncertain_of_batch(values, 0.2)]
+    assert [mask.mean().item() for mask in shares] == [pytest.approx(0.2 * value)] * 2
+    assert not masks.otsu(values).any()
+    assert masks.above(values, 0.5).mean() == value
+
+
+@pytest.mark.parametrize("full", [0.0, 1.0])
+def test_empty_and_full_masks_stay_what_they_are(full):
+    mask = torch.full((2, 9, 12), full)
+    for change in (masks.fill_holes, masks.bounding_box, lambda m: masks.drop_islands(m, 5), lambda m: masks.grow(m, 2),
+                   lambda m: masks.blur(m, 1.5)):  # fmt: skip
+        assert torch.allclose(change(mask), mask)
+
+
+def test_the_share_of_a_batch_goes_to_the_uncertain_pictures():
+    values = (
+        torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) + torch.tensor([0, 0.5, 3])[:, None, None]
+    )
+    mask = masks.most_uncertain_of_batch(values, 0.4)
+    assert mask.mean() == pytest.approx(0.4, abs=1e-3)
+    sure, middle, unsure = mask.mean((1, 2)).tolist()
+    assert unsure == 1 and 0 < middle < 0.3 and sure == 0
+    alone = masks.most_uncertain_of_batch(values[:1], 0.4)
+    assert torch.equal(alone, masks.most_uncertain_area(values[:1], 0.4)), "a batch of one is its own"
+
+
+def test_otsu_parts_two_groups_picture_by_picture():
+    generator = torch.Generator().manual_seed(0)
+    values = 1 + 0.1 * torch.randn(2, 40, 40, generator=generator)
+    values[0, 5:15, 5:15] += 3
+    values[1, 20:25, :] += 30
+    values[1] *= 100
+    mask = masks.otsu(values)
+    expected = torch.zeros(2, 40, 40)
+    expected[0, 5:15, 5:15] = expected[1, 20:25, :] = 1
+    assert torch.equal(mask, expected)
+
+
+def test_holes_islands_and_boxes_of_each_picture():
+    mask = torch.zeros(2, 20, 20)
+    mask[0, 2:9, 2:9] = 1
+    mask[0, 4:7, 4:7] = 0
+    mask[0, 15, 15] = mask[0, 16, 16] = 1  # two that touch at a corner
+    mask[1, 0, :3] = 1
+    filled = masks.fill_holes(mask)
+    assert filled[0, 2:9, 2:9].all() and filled.sum() == mask.sum() + 9
+    assert torch.equal(masks.drop_islands(filled, 2), filled)
+    dropped = masks.drop_islands(filled, 3)
+    assert dropped.sum().item() == 49 + 3 and not dropped[0, 15, 15]
+    box = masks.bounding_box(mask)
+    assert box.sum((1, 2)).tolist() == [15 * 15, 3] and box[0, 2:17, 2:17].all()

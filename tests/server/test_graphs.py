@@ -114,7 +114,7 @@ def test_workflow_of_the_template_browser_is_the_tested_graph(server):
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 10
+    assert len(ours) == 12
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
@@ -204,6 +204,64 @@ def test_progress_counts_all_calls(server, quality, total, totals):
     values = [value for node_id, value, maximum in seen if node_id == quality and maximum == total]
     assert values == sorted(values) and values[-1] == total
     assert {maximum for node_id, _, maximum in seen if node_id == quality} <= totals
+
+
+# ---------------------------------------------------------------- reading an uncertainty
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_maps_masks_scores_and_plots_of_a_batch(server, pictures):
+    """All that can be read of one run: in pixels, with a scale, thresholds, inside a mask, drawn."""
+    graph = with_sampler(base_graph(), seed=81)
+    graph["empty"]["inputs"]["batch_size"] = pictures
+    graph["map"] = node(
+        "BayesDiffUncertaintyMap", uncertainty=["ours", 1], vae=["demo", 3], scale="whole batch", opacity=0.8,
+        resolution="pixels, tiled" if pictures == 1 else "pixels", tile_size=96, colours="viridis", colour_bar=True,
+    )  # fmt: skip
+    options = dict(threshold="Otsu", fill_holes=True, smallest_island=20, soft=True, area=0.2, grow=2, blur=1.0)
+    graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["ours", 1], **options)
+    graph["score"] = node("BayesDiffUncertaintyScore", uncertainty=["ours", 1], score="median", mask=["mask", 0])
+    graph["everywhere"] = node("BayesDiffUncertaintyScore", uncertainty=["ours", 1], score="median")
+    graph["plot"] = node(
+        "BayesDiffUncertaintyPlot", uncertainty=["ours", 1], plot="scores of the batch", score="median", width=400,
+        height=256,
+    )  # fmt: skip
+    images = {
+        "bar": ["map", 0],
+        "overlay": ["map", 1],
+        "raw": ["map", 4],
+        "sheet": ["map", 5],
+        "histogram": ["plot", 0],
+    }
+    graph |= {name: node("PreviewImage", images=source) for name, source in images.items()}
+    graph |= {"std": node("MaskPreview", mask=["map", 3]), "masked": node("MaskPreview", mask=["mask", 0])}
+    texts = {"table": ["score", 1], "inside": ["score", 0], "whole": ["everywhere", 0]}
+    graph |= {name: node("PreviewAny", source=source) for name, source in texts.items()}
+    entry = server.run(graph)
+    shown = {name: [pixels(path) for path in paths] for name, paths in server.files(entry).items()}
+    assert {name: len(found) for name, found in shown.items() if name in ("sheet", "histogram")} == {
+        "sheet": 1, "histogram": 1,
+    }  # fmt: skip
+    for name in ("bar", "overlay", "raw", "std", "masked"):
+        assert len(shown[name]) == pictures
+        assert all(found.shape[0] == 128 and found.std() > 0.001 for found in shown[name]), name
+    assert all(found.shape[1] == 128 for name in ("overlay", "raw", "std", "masked") for found in shown[name])
+    assert shown["bar"][0].shape[1] > 128 and shown["histogram"][0].shape == (256, 400, 3)
+    sheet = shown["sheet"][0]
+    assert sheet.shape[0] > 128 * pictures and sheet.shape[1] > 3 * 128 and sheet.std() > 0.1
+    assert numpy.abs(shown["raw"][0] - shown["std"][0]).max() < 0.01, "one map, as image and as mask"
+    inside, whole = ([float(text) for text in entry["outputs"][name]["text"]] for name in ("inside", "whole"))
+    assert len(inside) == len(whole) == pictures
+    assert all(part > picture for part, picture in zip(inside, whole)), "what is masked is what is less certain"
+    assert len(entry["outputs"]["table"]["text"][0].splitlines()) == pictures + 1
+
+
+def test_a_semantic_score_without_its_encoder_is_one_sentence(server):
+    graph = with_sampler(base_graph())
+    graph["score"] = node("BayesDiffUncertaintyScore", uncertainty=["ours", 1], score="feature entropy")
+    graph["shown"] = node("PreviewAny", source=["score", 0])
+    with pytest.raises(comfy_server.PromptFailed, match="got no vae and no clip_vision; connect vae and clip_vision"):
+        server.run(graph)
 
 
 # ---------------------------------------------------------------- heads on disk

@@ -1,0 +1,172 @@
+"""One number a picture: which of a batch the model is least sure of.
+
+Every function of :data:`SCORES` takes an uncertainty and, if given, a mask ``(n or 1, height, width)`` that restricts
+it to a part of each picture, and returns ``(n,)``; higher is less certain. A cell of the latent is inside a mask where
+that covers at least half as much of it as of the cell that it covers most, so that a mask finer than a cell still has
+an inside.
+
+Which of them finds bad pictures is a question for measurements; :data:`DEFAULT` is what the samplers return.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from .uncertainty import Uncertainty
+
+Score = Callable[..., torch.Tensor]
+
+
+def inside_cells(mask: torch.Tensor | None, pictures: int, height: int, width: int) -> torch.Tensor:
+    """Which latent cells of each picture a mask selects, ``(pictures, height, width)``, all without a mask.
+
+    Raises:
+        ValueError: the mask is empty in a picture, or there are neither one nor as many masks as pictures.
+    """
+    if mask is None:
+        return torch.ones(pictures, height, width, dtype=torch.bool)
+    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    if len(mask) not in (1, pictures):
+        raise ValueError(
+            f"Expected one mask, or one for each of the {pictures} pictures, got {len(mask)}; give as many masks as "
+            "there are pictures."
+        )
+    covered = F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
+    most = covered.amax((1, 2), keepdim=True)
+    if empty := [str(i + 1) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:
+        raise ValueError(
+            f"Expected a mask that marks some part of every picture, got an empty one (number {', '.join(empty)}); "
+            "mark a part, or disconnect the mask to score whole pictures."
+        )
+    return (covered >= most / 2).expand(pictures, height, width)
+
+
+def of_each_picture(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Score:
+    """A score of a batch from one of a picture.
+
+    ``score`` takes variance and latent of one picture, ``(channels, ..., height, width)``, and its inside,
+    ``(height, width)``.
+    """
+
+    @functools.wraps(score)
+    def of_batch(uncertainty: Uncertainty, mask: torch.Tensor | None = None) -> torch.Tensor:
+        variance, latent = uncertainty.variance.float().cpu(), uncertainty.latent.float().cpu()
+        inside = inside_cells(mask, len(variance), *variance.shape[-2:])
+        return torch.stack([score(*picture) for picture in zip(variance, latent, inside)])
+
+    return of_batch
+
+
+def cell_std(variance: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each cell, its channels averaged; a negative variance counts as none."""
+    return variance.mean(0).clamp(min=0).sqrt()
+
+
+@of_each_picture
+def summed_variance(variance, latent, inside):
+    """Sum of all variances as they are, the paper's score (Kou et al. 2024, section 4.3)."""
+    return variance[..., inside].sum()
+
+
+@of_each_picture
+def mean_std(variance, latent, inside):
+    """Mean of all standard deviations, less ruled by a few cells than a sum of variances."""
+    return variance.clamp(min=0).sqrt()[..., inside].mean()
+
+
+@of_each_picture
+def median_std(variance, latent, inside):
+    """Median of the map: how unsure the model is of the picture as a whole, whatever a few cells say."""
+    return cell_std(variance)[..., inside].quantile(0.5)
+
+
+@of_each_picture
+def upper_quantile(variance, latent, inside):
+    """The map's 95 % quantile: how unsure the model is of the worst twentieth."""
+    return cell_std(variance)[..., inside].quantile(0.95)
+
+
+@of_each_picture
+def patch_maximum(variance, latent, inside):
+    """The worst patch: the largest mean of the map over squares of an eighth of the shorter side.
+
+    Squares that reach outside count by their inside, if that is at least half as large as the largest found.
+    """
+    std, size = cell_std(variance).reshape(-1, 1, *inside.shape), max(1, min(inside.shape) // 8)
+    share = F.avg_pool2d(inside.float()[None, None], size, stride=1)
+    means = F.avg_pool2d(std * inside, size, stride=1) / share
+    return means[(share >= share.max() / 2).expand_as(means)].max()
+
+
+@of_each_picture
+def content_normalised(variance, latent, inside):
+    """Median over cells of std / (std + gradient): uncertainty beyond what texture and edges alone bring along.
+
+    The gradient is the root of the local gradient energy of the latent, averaged over 3 by 3 cells. It ranks pictures
+    as the median of std / gradient does, and needs no floor where the picture is flat.
+    """
+    latent = latent.reshape(len(latent), -1, *inside.shape)
+    padded = F.pad(latent, (0, 1, 0, 1), mode="replicate")
+    right, down = padded[..., :-1, 1:] - latent, padded[..., 1:, :-1] - latent
+    energy = (right.square() + down.square()).mean(0)[:, None]
+    gradient = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False).sqrt()
+    std = cell_std(variance).reshape_as(gradient)
+    share = std / (std + gradient).clamp(min=torch.finfo(std.dtype).tiny)
+    return share[..., inside].quantile(0.5)
+
+
+SCORES: dict[str, Score] = {
+    "sum": summed_variance,
+    "mean std": mean_std,
+    "median": median_std,
+    "upper quantile": upper_quantile,
+    "patch maximum": patch_maximum,
+    "content-normalised": content_normalised,
+}
+DEFAULT = "mean std"
+
+
+def feature_disagreement(features: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of normalised features from their mean, ``(n,)``, in [0, 1].
+
+    Args:
+        features: ``(k + 1, n, d)``, of the decoded sample and of its k members.
+    """
+    features = F.normalize(features.float(), dim=-1)
+    return (features - features.mean(0)).square().sum(-1).mean(0)
+
+
+def feature_entropy(features: torch.Tensor, noise: float = 1e-3) -> torch.Tensor:
+    """Entropy in nats of a Gaussian over a picture's features, ``(n,)`` (Jazbec et al. 2025, semantic likelihood).
+
+    Its covariance is diagonal, the spread of the features in each dimension plus ``noise``. That is theirs, in the
+    units of CLIP's projected features; an encoder with features of another scale shifts what counts as small.
+
+    Args:
+        features: ``(k + 1, n, d)``, as the encoder gives them.
+    """
+    spread = features.float().var(0, correction=0)
+    return 0.5 * ((spread + noise).log() + math.log(2 * math.pi) + 1).sum(-1)
+
+
+# Of features of decoded members, ``(k + 1, n, d)``.
+SEMANTIC_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "feature disagreement": feature_disagreement,
+    "feature entropy": feature_entropy,
+}
+
+
+def score_table(scores: list[float], name: str) -> str:
+    """Plain text, one line a picture: its place in the batch, its score, and its rank, 1 for the surest."""
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    ranks = {picture: rank for rank, picture in enumerate(order, 1)}
+    lines = [f"{'picture':>7}  {name:>20}  {'rank':>4}"]
+    lines += [f"{i + 1:>7}  {score:>20.6g}  {ranks[i]:>4}" for i, score in enumerate(scores)]
+    return "\n".join(lines)

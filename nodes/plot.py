@@ -1,0 +1,45 @@
+"""Plots of an uncertainty."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bayesdiff_core.drawing import plot_over_sigma, plot_scores
+from ..bayesdiff_core.scores import DEFAULT, SCORES
+from .types import CATEGORY, UncertaintyType
+
+HISTOGRAM, OVER_SIGMA = "scores of the batch", "uncertainty over sigma"
+
+
+class UncertaintyPlot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BayesDiffUncertaintyPlot",
+            display_name="Uncertainty Plot (BayesDiff)",
+            category=CATEGORY,
+            description="Draws how a batch's scores are spread, or how the uncertainty grows while sampling.",
+            inputs=[
+                UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
+                io.Combo.Input(
+                    "plot",
+                    options=[HISTOGRAM, OVER_SIGMA],
+                    default=HISTOGRAM,
+                    tooltip="Scores: a histogram, with each picture's number at its place. Over sigma: the mean "
+                    "standard deviation at the noise levels that the sampler kept, from noise to picture.",
+                ),
+                io.Combo.Input(
+                    "score", options=list(SCORES), default=DEFAULT, tooltip="For the scores: which of them to plot."
+                ),
+                io.Int.Input("width", default=768, min=256, max=4096, step=8, tooltip="Of the plot, in pixels."),
+                io.Int.Input("height", default=512, min=192, max=4096, step=8, tooltip="Of the plot, in pixels."),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The plot, one image for the batch.")],
+        )
+
+    @classmethod
+    def execute(cls, uncertainty, plot, score, width, height) -> io.NodeOutput:
+        if plot == OVER_SIGMA:
+            return io.NodeOutput(plot_over_sigma(*uncertainty.std_over_sigma(), width, height))
+        uncertainty.std_map()  # no video, no NaN
+        return io.NodeOutput(plot_scores(uncertainty.scores(score).tolist(), score, width, height))
