@@ -1,6 +1,7 @@
 """What the user sees: one file a topic, no mathematics."""
 
 from .demo import DemoModel
+from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
@@ -15,5 +16,6 @@ NODES = [
     SamplerCustomBayesDiff,
     UncertaintyMap,
     UncertaintyToMask,
+    FilterByUncertainty,
     DemoModel,
 ]
