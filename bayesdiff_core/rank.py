@@ -63,3 +63,22 @@ def select(uncertainty: Uncertainty, index: torch.Tensor) -> Uncertainty:
         deviations=uncertainty.deviations[:, index],
         trajectory=moments,
     )
+
+
+def join(parts: list[Uncertainty]) -> Uncertainty:
+    """One uncertainty of all pictures of the parts, which one estimator made of batches that follow each other."""
+    moments = tuple(
+        dataclasses.replace(
+            same[0],
+            latent=torch.cat([moment.latent for moment in same]),
+            variance=torch.cat([moment.variance for moment in same]),
+        )
+        for same in zip(*(part.trajectory for part in parts))
+    )
+    return dataclasses.replace(
+        parts[0],
+        variance=torch.cat([part.variance for part in parts]),
+        latent=torch.cat([part.latent for part in parts]),
+        deviations=torch.cat([part.deviations for part in parts], dim=1),
+        trajectory=moments,
+    )

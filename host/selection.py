@@ -22,6 +22,17 @@ def select_latent(latent: dict, index: list[int]) -> dict:
     return chosen
 
 
+def join_latents(latents: list[dict]) -> dict:
+    """One LATENT of all pictures, the inverse of :func:`select_latent`; other keys are those of the first."""
+    joined = latents[0] | {"samples": torch.cat([latent["samples"] for latent in latents])}
+    masks = [latent["noise_mask"] for latent in latents if "noise_mask" in latent]
+    if masks and all(len(mask) == len(latent["samples"]) for mask, latent in zip(masks, latents)):
+        joined["noise_mask"] = torch.cat(masks)
+    if "batch_index" in joined:
+        joined["batch_index"] = [number for latent in latents for number in latent["batch_index"]]
+    return joined
+
+
 def select_conditioning(conditioning: list, index: list[int], count: int) -> list:
     """The CONDITIONING of the pictures at ``index`` of a batch of ``count``.
 

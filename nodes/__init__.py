@@ -1,5 +1,6 @@
 """What the user sees: one file a topic, no mathematics."""
 
+from .best_of_n import KSamplerBestOfN
 from .demo import DemoModel
 from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
@@ -14,6 +15,7 @@ NODES = [
     KSamplerBayesDiff,
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
+    KSamplerBestOfN,
     UncertaintyMap,
     UncertaintyToMask,
     FilterByUncertainty,
