@@ -6,6 +6,7 @@ from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
+from .renoise import UncertaintyWithoutHead
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 
 NODES = [
@@ -16,6 +17,7 @@ NODES = [
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
     KSamplerBestOfN,
+    UncertaintyWithoutHead,
     UncertaintyMap,
     UncertaintyToMask,
     FilterByUncertainty,

@@ -10,7 +10,7 @@ import torch
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
 from comfy_execution.graph_utils import ExecutionBlocker
-from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_apg import APG
 from measure import count_calls
 
 SETTINGS = dict(seed=5, steps=6, cfg=3.0, scheduler="normal", denoise=1.0)
@@ -108,11 +108,11 @@ def test_prompts_of_a_batch_go_with_their_candidates(demo, demo_head):
     assert torch.equal(latent["samples"], stock(chosen, numbers)["samples"])
 
 
-def test_a_cache_on_the_model_gets_its_calls(demo, demo_head):
-    """EasyCache decides from the calls that it sees; so none is spared, and the pictures stay the stock sampler's."""
-    cached = EasyCacheNode.execute(demo[0], 0.1, 0.15, 0.95, False).args[0]
-    latent, *_, report = best(demo, demo_head, model=cached)
-    assert torch.equal(latent["samples"], stock(demo, latent["batch_index"], model=cached)["samples"])
+def test_guidance_with_a_memory_gets_all_its_calls(demo, demo_head):
+    """Momentum adds up over the calls that it sees; so none is spared, and the pictures stay the stock sampler's."""
+    model = APG.execute(demo[0], 1.0, 5.0, -0.5).args[0]
+    latent, *_, report = best(demo, demo_head, model=model)
+    assert torch.equal(latent["samples"], stock(demo, latent["batch_index"], model=model)["samples"])
     assert calls_of(report)[2] == 0
 
 
