@@ -6,9 +6,11 @@
 On the demo model. The final score of a picture is that of quality "precise" in a full run; the rows "to the end" rank
 by full runs with other draws of the last layer, which no early score can beat by much.
 *spearman*: of early and final scores. *kept*: mean final score of the kept, relative to all candidates; 1 is what a
-random choice gives, and its standard error over random choices is in the first line. *saved*: network calls that
-KSampler Best of N did not make, of those for sampling all candidates to the end with the stock KSampler, and of those
-for scoring them all by KSampler (BayesDiff) at quality "draft".
+random choice gives, and its standard error over random choices is in the first line. *place*: mean place of the kept
+by final score, from 0 (best) to 1; a random choice gives 0.5. *best*: what the best by final score have. *saved*:
+network calls that KSampler Best of N did not make, of those for sampling all candidates to the end with the stock
+KSampler, and of those for scoring them all by KSampler (BayesDiff) at quality "draft". A star marks the node's
+defaults.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from bayesdiff.nodes.best_of_n import RANKINGS, KSamplerBestOfN  # noqa: E402
 from measure import spearman  # noqa: E402
 
 SEED, CFG, BATCH = 5, 3.0, 8
-SHARES = {"quick": (0.15, 0.25, 0.35, 0.5), "draft": (0.25, 0.35, 0.5), "balanced": (0.35, 0.5)}
-ROW = "{:<28}{:>10}{:>9}{:>8}{:>14}{:>14}"
+SHARES = {"quick": (0.15, 0.25, 0.35, 0.45, 0.5), "draft": (0.35, 0.5), "balanced": (0.5,)}
+ROW = "{:<28}{:>10}{:>8}{:>8}{:>8}{:>8}{:>14}{:>14}"
 
 
 def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
@@ -64,8 +66,8 @@ def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
     chance = torch.stack([truth[torch.randperm(count, generator=generator)[:keep]].mean() for _ in range(2000)])
     print(f"\n{prompt}, {sampler}, {arguments.steps} steps: best {keep} of {count}")
     print(f"random choice: kept {chance.mean() / truth.mean():.2f} ± {chance.std() / truth.mean():.2f}")
-    print(ROW.format("ranking", "spearman", "kept", "best", "saved, stock", "saved, draft"))
-    rows = []
+    print(ROW.format("ranking", "spearman", "kept", "best", "place", "best", "saved, stock", "saved, draft"))
+    rows, places = [], truth.argsort().argsort().double() / (count - 1)
 
     def add(name, share, scores, stock=None, own=None):
         kept, best = rank.rank(scores)[:keep], rank.rank(truth)[:keep]
@@ -74,13 +76,22 @@ def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
             "default": (name, share) == default(),
             "value": float(truth[kept].mean() / truth.mean()), "control": float(chance.mean() / truth.mean()),
             "standard_error": float(chance.std() / truth.mean()), "best": float(truth[best].mean() / truth.mean()),
+            "place": float(places[kept].mean()), "best_place": float(places[best].mean()),
             "spearman": spearman(scores[None], truth[None]), "saved": stock, "saved_against_draft": own,
         }  # fmt: skip
         rows.append(row)
         percent = ["" if value is None else f"{value:.0%}" for value in (stock, own)]
         label = name if share is None else f"{name}, share {share}" + " *" * row["default"]
         print(
-            ROW.format(label, f"{row['spearman']:.2f}", f"{row['value']:.2f}", f"{row['best']:.2f}", *percent),
+            ROW.format(
+                label,
+                f"{row['spearman']:.2f}",
+                f"{row['value']:.2f}",
+                f"{row['best']:.2f}",
+                f"{row['place']:.2f}",
+                f"{row['best_place']:.2f}",
+                *percent,
+            ),
             flush=True,
         )
 

@@ -49,7 +49,7 @@ class KSamplerBestOfN(io.ComfyNode):
                 io.Int.Input("keep", default=4, min=1, max=1024, tooltip="How many of them to sample to the end."),
                 io.Float.Input(
                     "share",
-                    default=0.35,
+                    default=0.5,
                     min=0.01,
                     max=1.0,
                     step=0.01,
