@@ -7,8 +7,8 @@ So the logarithm of the variance is given a linear trend in the logarithms of th
 cell is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
 *Linear models and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
 
-The trend is about cells within a picture, and each picture has its own, so a picture's map does not depend on its batch.
-How uncertain a picture is as a whole is left to the members alone.
+The trend is about cells within a picture, and each picture has its own, so its map does not depend on its batch. How
+uncertain a picture is as a whole is left to the members alone.
 """
 
 from __future__ import annotations

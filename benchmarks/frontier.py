@@ -252,7 +252,7 @@ def write_docs(rows: list[dict], command: str) -> None:
     text = [
         "# Fidelity against cost, measured",
         "",
-        f"Made by `{command}`; seed {SEED}. What the columns are, and what to make of them: [sampling.md](sampling.md).",
+        f"Made by `{command}`, seed {SEED}. What the columns are and what they say: [sampling.md](sampling.md).",
         "",
         "![Fidelity of map and score against network calls](images/frontier.png)",
         "",

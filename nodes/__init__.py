@@ -1,11 +1,14 @@
 """What the user sees: one file a topic, no mathematics."""
 
+from .best_of_n import KSamplerBestOfN
 from .demo import DemoModel
+from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
 from .mask import UncertaintyToMask
 from .options import UncertaintyOptionsNode
 from .plot import UncertaintyPlot
+from .renoise import UncertaintyWithoutHead
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
 
@@ -16,10 +19,13 @@ NODES = [
     KSamplerBayesDiff,
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
+    KSamplerBestOfN,
     UncertaintyOptionsNode,
+    UncertaintyWithoutHead,
     UncertaintyMap,
     UncertaintyToMask,
     UncertaintyScore,
     UncertaintyPlot,
+    FilterByUncertainty,
     DemoModel,
 ]

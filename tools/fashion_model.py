@@ -1,4 +1,4 @@
-"""The second model of the benchmarks: a rectified flow of garments, on pixels; made by ``demo_model/train_fashion.py``."""
+"""The benchmarks' second model: a rectified flow of garments, on pixels; ``demo_model/train_fashion.py`` made it."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_workflow_of_the_template_browser_is_the_tested_graph(server):
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 12
+    assert len(ours) == 15
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
@@ -262,6 +262,82 @@ def test_a_semantic_score_without_its_encoder_is_one_sentence(server):
     graph["shown"] = node("PreviewAny", source=["score", 0])
     with pytest.raises(comfy_server.PromptFailed, match="got no vae and no clip_vision; connect vae and clip_vision"):
         server.run(graph)
+
+
+# ---------------------------------------------------------------- filter and best of N
+
+
+def filtered(graph: dict, keep: int, **batches) -> dict:
+    settings = dict(rule="keep the best", keep=keep, fraction=0.5, deviations=1.0, threshold=1.0, order="best first")
+    outputs = {"kept": 1, "dropped": 8, "sheet": 14}  # kept images, dropped images, contact sheet
+    return (
+        graph
+        | {
+            "filter": node("BayesDiffFilter", **settings, **batches),
+            "show_report": node("PreviewAny", source=["filter", 15]),
+            "show_scores": node("PreviewAny", source=["filter", 6]),
+        }
+        | {f"show_{name}": node("PreviewImage", images=["filter", slot]) for name, slot in outputs.items()}
+    )
+
+
+@pytest.mark.parametrize(("keep", "kept", "dropped"), [(3, 3, 1), (0, 0, 4), (9, 4, 0)])
+def test_a_filtered_batch_and_its_contact_sheet(server, keep, kept, dropped):
+    """Four samples; what comes after an empty side simply does not run."""
+    graph = with_sampler(base_graph(), quality="draft", seed=71)
+    graph["empty"]["inputs"]["batch_size"] = 4
+    graph["pictures"] = node("VAEDecode", samples=["ours", 0], vae=["demo", 3])
+    graph["show_all"] = node("PreviewImage", images=["pictures", 0])
+    batches = dict(scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0], images=["pictures", 0])
+    graph = filtered(graph, keep, **batches, positive=["demo", 1])
+    graph["again"] = node("VAEDecode", samples=["filter", 0], vae=["demo", 3])
+    graph["show_again"] = node("PreviewImage", images=["again", 0])
+    graph["map"] = node(
+        "BayesDiffUncertaintyToMask", uncertainty=["filter", 5], area=0.2, grow=0, blur=0.0
+    )  # of the kept
+    graph["show_map"] = node("MaskPreview", mask=["map", 0])
+    entry = server.run(graph)
+    files, values = server.files(entry), scores(entry)
+    ranked = sorted(range(4), key=lambda i: values[i])
+    shown = {name: [pixels(path) for path in files.get(f"show_{name}", [])] for name in ("kept", "dropped", "again")}
+    assert (len(shown["kept"]), len(shown["dropped"])) == (kept, dropped)
+    everything = [pixels(path) for path in files["show_all"]]
+    for place, picture in zip(ranked, [*shown["kept"], *shown["dropped"]], strict=True):
+        assert numpy.array_equal(picture, everything[place])
+    # Decoded in a batch of another size, so equal to within rounding to 8 bits.
+    assert all(numpy.abs(a - b).max() < 0.02 for a, b in zip(shown["again"], shown["kept"], strict=True))
+    assert len(files.get("show_map", [])) == kept
+    if kept:
+        found = [float(text) for text in entry["outputs"]["show_scores"]["text"]]
+        assert found == pytest.approx([values[i] for i in ranked[:kept]])
+    else:
+        assert "show_scores" not in entry["outputs"]
+    (sheet,) = files["show_sheet"]
+    assert pixels(sheet).shape[1] == 2 * 264 + 8 and pixels(sheet).std() > 0.1
+    assert entry["outputs"]["show_report"]["text"][0].startswith(f"Kept {kept} of 4")
+
+
+def test_best_of_n_and_a_filter_without_a_head(server):
+    graph = base_graph()
+    graph["best"] = node(
+        "BayesDiffBestOfN", **(CONNECTIONS | SETTINGS), head=["fit", 0], candidates=6, keep=4, share=0.5,
+        quality="quick", batch_size=2, score_finished=True,
+    )  # fmt: skip
+    graph["empty"]["inputs"]["batch_size"] = 1
+    graph["show_words"] = node("PreviewAny", source=["best", 4])
+    graph["scores"] = node("PreviewAny", source=["best", 2])
+    prompts = dict(model=["demo", 0], positive=["demo", 1], negative=["demo", 2])
+    graph["without"] = node(
+        "BayesDiffRenoise", **prompts, latent=["best", 0], cfg=3.0, draws=3, levels=2, highest=0.6, lowest=0.4, seed=0
+    )
+    graph["pictures"] = node("VAEDecode", samples=["best", 0], vae=["demo", 3])
+    graph = filtered(graph, 1, uncertainty=["without", 0], images=["pictures", 0])
+    entry = server.run(graph)
+    files = server.files(entry)
+    assert len(files["show_kept"]) == 1 and len(files["show_dropped"]) == 3 and len(scores(entry)) == 4
+    assert entry["outputs"]["show_words"]["text"][0].startswith("Kept 4 of 6, ranked after 3 of 6 steps")
+    with pytest.raises(comfy_server.PromptRejected, match="Expected scores or an uncertainty to rank by, got neither"):
+        server.queue(filtered(base_graph(), 1))
 
 
 # ---------------------------------------------------------------- heads on disk

@@ -1,0 +1,219 @@
+"""Keep the pictures that the model is surest of."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..bayesdiff_core import rank
+from ..bayesdiff_core.contact_sheet import contact_sheet
+from ..host.selection import select_conditioning, select_latent
+from .types import CATEGORY, UncertaintyType
+
+KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
+    "keep the best",
+    "drop the worst fraction",
+    "drop above mean + n deviations",
+    "drop above threshold",
+)
+RULES = [KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD]
+BEST_FIRST, AS_BEFORE = "best first", "as in the batch"
+BATCHES = ["latent", "images", "masks", "positive", "negative", "uncertainty"]
+
+
+def output_pair(kind: str, side: str, tooltip: str) -> io.Output:
+    return dict(
+        latent=io.Latent, images=io.Image, masks=io.Mask, positive=io.Conditioning, negative=io.Conditioning,
+        uncertainty=UncertaintyType,
+    )[kind].Output(f"{side}_{kind}", display_name=f"{side} {kind}", tooltip=tooltip)  # fmt: skip
+
+
+def side_outputs(side: str) -> list[io.Output]:
+    tooltip = f"Those {side}, in the same order in every output. Nothing after it runs where there are none."
+    scores = io.Float.Output(
+        f"{side}_scores", display_name=f"{side} scores", is_output_list=True, tooltip=f"Scores of those {side}."
+    )
+    return [output_pair(kind, side, tooltip) for kind in BATCHES] + [scores]
+
+
+class FilterByUncertainty(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BayesDiffFilter",
+            display_name="Filter by Uncertainty (BayesDiff)",
+            category=CATEGORY,
+            description="Ranks a batch by its scores, lowest first, and parts it into kept and dropped. Everything "
+            "that is connected is parted the same way.",
+            is_input_list=True,
+            inputs=[
+                io.Combo.Input(
+                    "rule",
+                    options=RULES,
+                    default=KEEP_BEST,
+                    tooltip="Which to drop. Mean + n deviations is the paper's rule. Each rule reads the number below "
+                    "that it names, the others do not count.",
+                ),
+                io.Int.Input(
+                    "keep", default=1, min=0, max=4096, tooltip=f"For '{KEEP_BEST}': how many; all if there are fewer."
+                ),
+                io.Float.Input(
+                    "fraction",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=f"For '{DROP_FRACTION}': share of the batch to drop, rounded to whole pictures.",
+                ),
+                io.Float.Input(
+                    "deviations",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip=f"For '{DROP_OUTLIERS}': n. At 1 about one in six is dropped.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=1.0,
+                    min=-1e9,
+                    max=1e9,
+                    step=0.001,
+                    round=1e-6,
+                    tooltip=f"For '{THRESHOLD}': highest score to keep. Scores compare under one head, sampler "
+                    "settings and quality alone.",
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=[BEST_FIRST, AS_BEFORE],
+                    default=BEST_FIRST,
+                    tooltip="Order in which kept and dropped come out.",
+                ),
+                io.Float.Input(
+                    "scores",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One a picture, lower is better: from any sampler (BayesDiff). Without them the "
+                    "uncertainty is scored as those samplers do.",
+                ),
+                UncertaintyType.Input("uncertainty", optional=True, tooltip="To score by, and to part."),
+                io.Latent.Input("latent", optional=True, tooltip="Latents to part."),
+                io.Image.Input("images", optional=True, tooltip="Pictures to part, and to show in the contact sheet."),
+                io.Mask.Input("masks", optional=True, tooltip="Masks to part: one a picture, or one for all."),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="Prompt to part where it differs from picture to picture."
+                ),
+                io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt, likewise."),
+            ],
+            outputs=[
+                *side_outputs("kept"),
+                *side_outputs("dropped"),
+                io.Image.Output(
+                    "contact_sheet",
+                    display_name="contact sheet",
+                    tooltip="All pictures by rank, each with its score and whether it was kept. Needs images.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="What was kept and dropped, in words."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, rule, scores=None, uncertainty=None) -> bool | str:
+        if rule[0] is not None and rule[0] not in RULES:
+            return f"Expected one of the rules {', '.join(RULES)}, got {rule[0]}; choose one of them."
+        if scores is None and uncertainty is None:
+            return NO_SCORES
+        return True
+
+    @classmethod
+    def execute(
+        cls, rule, keep, fraction, deviations, threshold, order, scores=None, uncertainty=None, latent=None,
+        images=None, masks=None, positive=None, negative=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        given = dict(
+            latent=latent, images=images, masks=masks, positive=positive, negative=negative, uncertainty=uncertainty
+        )
+        batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if parts is not None}
+        if scores is None and uncertainty is None:
+            raise ValueError(NO_SCORES)
+        values = batches["uncertainty"].scores() if scores is None else torch.tensor(scores, dtype=torch.float64)
+        values = values.double().cpu()
+        batches = {kind: aligned(kind, batch, len(values)) for kind, batch in batches.items()}
+
+        kept = {
+            KEEP_BEST: lambda: rank.keep_best(values, keep[0]),
+            DROP_FRACTION: lambda: rank.drop_fraction(values, fraction[0]),
+            DROP_OUTLIERS: lambda: rank.drop_outliers(values, deviations[0]),
+            THRESHOLD: lambda: rank.keep_below(values, threshold[0]),
+        }[rule[0]]()
+        ranked = rank.rank(values).tolist()
+        walk = ranked if order[0] == BEST_FIRST else range(len(values))
+        sides = [[i for i in walk if kept[i]], [i for i in walk if not kept[i]]]
+        outputs = [part(kind, batches, index, values) for index in sides for kind in [*BATCHES, "scores"]]
+        sheet = ExecutionBlocker(MISSING.format("images", "contact sheet"))
+        if images is not None:
+            labels = [f"{place}  ·  {values[i]:.4g}  ·  {'kept' if kept[i] else 'dropped'}"
+                      for place, i in enumerate(ranked, 1)]  # fmt: skip
+            sheet = contact_sheet(batches["images"][ranked], labels, kept[ranked].tolist())
+        return io.NodeOutput(*outputs, sheet, describe(sides, values))
+
+
+NO_SCORES = "Expected scores or an uncertainty to rank by, got neither; connect one of a sampler (BayesDiff)."
+MISSING = "Expected the input {} for the output {}, got nothing there; connect it."
+
+
+def one_batch(kind: str, parts: list):
+    """What came in at one input, which the host gives as a list."""
+    if len(parts) > 1:
+        raise ValueError(
+            f"Expected one batch at the input {kind}, got a list of {len(parts)}; join them first, with Rebatch "
+            "Images or Rebatch Latents."
+        )
+    return parts[0]
+
+
+def aligned(kind: str, batch, count: int):
+    """The batch, after making sure that it is one of ``count`` pictures."""
+    if kind in ("positive", "negative"):
+        return batch
+    if kind == "masks":
+        batch = batch[None] if batch.ndim == 2 else batch
+        batch = batch.expand(count, -1, -1) if len(batch) == 1 else batch
+    tensor = {"latent": lambda: batch["samples"], "uncertainty": lambda: batch.variance}.get(kind, lambda: batch)()
+    if tensor.is_nested or len(tensor) != count:
+        got = "a nested latent" if tensor.is_nested else len(tensor)
+        raise ValueError(
+            f"Expected {count} in the batch at the input {kind}, one a score, got {got}; connect those that the scores "
+            "belong to."
+        )
+    return batch
+
+
+def part(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
+    """One output: of one kind of batch, what is at ``index``."""
+    if kind != "scores" and kind not in batches:
+        return ExecutionBlocker(MISSING.format(kind, kind))
+    if not index:  # the host knows no empty batch
+        return ExecutionBlocker(None)
+    if kind == "scores":
+        return scores[index].tolist()
+    batch = batches[kind]
+    if kind == "latent":
+        return select_latent(batch, index)
+    if kind in ("positive", "negative"):
+        return select_conditioning(batch, index, len(scores))
+    if kind == "uncertainty":
+        return rank.select(batch, torch.tensor(index))
+    return batch[index]
+
+
+def describe(sides: list[list[int]], scores: torch.Tensor) -> str:
+    lines = []
+    for name, index in zip(("Kept", "Dropped"), sides):
+        numbers = ", ".join(f"{i} ({scores[i]:.4g})" for i in index) or "none"
+        lines.append(f"{name} {len(index)} of {len(scores)}: {numbers}")
+    unknown = int((~scores.isfinite()).sum())
+    if unknown:
+        lines.append(f"{unknown} of the scores are not numbers and count as worst.")
+    return "\n".join([*lines, "Pictures are numbered from 0, as in the batch; their scores are in brackets."])
