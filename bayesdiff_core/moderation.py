@@ -1,10 +1,10 @@
 """Moderated variances: what a few members say of each cell, strengthened by what the nominal run shows for nothing.
 
-The mean square of K deviations of C channels is a variance with K·C degrees of freedom at most, far too few to tell cells
-apart. But the nominal run itself tells much about *where*: the posterior variance γ² of ``denoised`` at its own
-states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there.
-So the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each
-cell is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
+The mean square of K deviations of C channels is a variance with K·C degrees of freedom at most, far too few to tell
+cells apart. But the nominal run itself tells much about *where*: the posterior variance γ² of ``denoised`` at its own
+states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there. So
+the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each cell
+is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
 *Linear models and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
 
 The trend is about cells within a picture, and each picture has its own, so its map does not depend on its batch. How

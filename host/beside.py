@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..bayesdiff_core.estimators import Estimate, Estimator
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from ..bayesdiff_core.nominal import State, contraction
+from ..bayesdiff_core.nominal import State, contraction, level
 from .last_layer import LastLayer
 from .look import Look
 from .state import latent_gain, output_gain
@@ -102,24 +102,21 @@ class Beside:
             return executor(x, timestep, model_options, seed)
         sigma = float(timestep.flatten()[0])
         noise, signal = scales(self.sampling, sigma)
-        state = State(sigma, noise, signal, x.to("cpu", copy=True), x)
+        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
+        seen, variance = x.to("cpu", copy=True), None
         uncond: list[torch.Tensor] = []
         if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
-        if self.estimator.looks(state.level, self.schedule):
+        if self.estimator.looks(level(noise, signal), self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
-            found = self.look.variance(getattr(self.model_wrap, "cfg", None))
-            if found is not None:
-                state.variance = found.cpu()
+            variance = self.look.variance(getattr(self.model_wrap, "cfg", None))
         else:
             denoised = executor(x, timestep, model_options, seed)
-        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
-        state.denoised = denoised.to("cpu", copy=True)
         if self.states:
-            self.states[-1].contraction = contraction(self.states[-1], state.x, signal, self.mask_on_cpu)
-        self.states.append(state)
+            self.states[-1].contraction = contraction(self.states[-1], seen, signal, self.mask_on_cpu)
+        self.states.append(State(sigma, noise, signal, seen, denoised.to("cpu", copy=True), variance=variance))
         self.uncond.append(uncond[0] if uncond else None)
         return denoised
 
@@ -141,8 +138,7 @@ class Beside:
         self.mask_on_cpu = None if denoise_mask is None else denoise_mask.cpu()
         self.sampling = model_wrap.inner_model.model_sampling
         self.noise_end, self.signal_end = scales(self.sampling, sigma_end)
-        levels = [scales(self.sampling, float(sigma)) for sigma in sigmas[:-1]]
-        self.schedule = [noise / max(signal, 1e-6) for noise, signal in levels]
+        self.schedule = [level(*scales(self.sampling, float(sigma))) for sigma in sigmas[:-1]]
         function = getattr(executor.class_obj, "sampler_function", None)
         self.sampler = getattr(function, "__name__", "").removeprefix("sample_")
         self.generator_state = torch.get_rng_state()
@@ -181,13 +177,13 @@ class Beside:
 
             def denoise(x):
                 restart_hooks(self.model_wrap)
-                level = torch.full((len(x),), sigma, device=x.device)
-                options = self.options["model_options"]
-                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)
+                at, options = torch.full((len(x),), sigma, device=x.device), self.options["model_options"]
+                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, at, options)
 
             positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
+        shape = looked[0].variance.shape
         for state in looked:
-            if positions is None:
+            if positions is None or state.variance.shape != shape:  # prompts for areas, at some levels only
                 state.variance = None
                 continue
             gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
@@ -198,8 +194,8 @@ class Beside:
         self.last_sigma = -math.inf
         self.expected_calls = self.estimator.calls(len(self.states))
         usable = [index for index, state in enumerate(self.states) if state.signal > 0]
-        along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / level)))
-                 for level in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
+        along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)))
+                 for wanted in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
@@ -211,16 +207,14 @@ class Beside:
 
     def gain(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
         """Slope of the latent that the user sees in the sampler's x at a noise level, element by element."""
-        level, like = torch.full((1,), sigma), like.float()
-        one = torch.ones_like(like)
-        unscaled = self.sampling.inverse_noise_scaling(level, one)
-        unscaled = unscaled - self.sampling.inverse_noise_scaling(level, torch.zeros_like(like))
+        at, like = torch.full((1,), sigma), like.float()
+        unscaled = self.sampling.inverse_noise_scaling(at, torch.ones_like(like))
+        unscaled = unscaled - self.sampling.inverse_noise_scaling(at, torch.zeros_like(like))
         return unscaled * latent_gain(self.model_wrap.inner_model, like)
 
     def as_latent(self, state: State) -> torch.Tensor:
         """The noisy latent of a state as a stock sampler that stops there would return it."""
-        level = torch.full((1,), state.sigma)
-        unscaled = self.sampling.inverse_noise_scaling(level, state.x)
+        unscaled = self.sampling.inverse_noise_scaling(torch.full((1,), state.sigma), state.x)
         return self.model_wrap.inner_model.process_latent_out(unscaled.float())
 
     # ------------------------------------------------------------ what an estimator may ask, see NominalRun

@@ -44,8 +44,8 @@ def denoised_variance(
                 "use the posterior ensemble, which takes any prompt."
             )
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
-        variance = tail.variance_to_latent(look.variance(cfg)) * gain.square()
-        found.append(variance * latent_gain(model.model, x).square())
+        variance = tail.variance_to_latent(look.variance(cfg)) * gain.square().cpu()
+        found.append(variance * latent_gain(model.model, x).square().cpu())
 
     clone = model.clone()
     look.add_to(clone)

@@ -206,6 +206,31 @@ def test_progress_counts_all_calls(server, quality, total, totals):
     assert {maximum for node_id, _, maximum in seen if node_id == quality} <= totals
 
 
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("estimator", ["as quality says", "tangents", "moments", "paper"])
+def test_options_of_experts(server, estimator):
+    """Another estimator, and the trajectory at chosen sigmas, drawn as a curve."""
+    graph = with_sampler(base_graph(), seed=91)
+    graph["sigmas"] = node("BasicScheduler", model=["demo", 0], scheduler="normal", steps=6, denoise=1.0)
+    graph["options"] = node(
+        "BayesDiffUncertaintyOptions", estimator=estimator, members=2, states=4, every=2, draws=2,
+        preview="uncertainty", sigmas=["sigmas", 0],
+    )  # fmt: skip
+    graph["ours"]["inputs"]["options"] = ["options", 0]
+    graph["plot"] = node(
+        "BayesDiffUncertaintyPlot", uncertainty=["ours", 1], plot="uncertainty over sigma", score="mean std",
+        width=400, height=256,
+    )  # fmt: skip
+    graph["curve"] = node("PreviewImage", images=["plot", 0])
+    outputs = server.run(graph)
+    latent = saved_latent(server, outputs)
+    assert torch.equal(latent, saved_latent(server, server.run(stock_graph(f"options_{estimator}", seed=91))))
+    assert float(outputs["scores"]["text"][0].strip("[]").split(",")[0]) > 0
+    assert len(outputs["curve"]["images"]) == 1
+
+
 # ---------------------------------------------------------------- reading an uncertainty
 
 
