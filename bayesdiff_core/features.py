@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,16 +37,19 @@ class LayerGeometry:
         """
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, torch.nn.Conv2d):
-            plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-            if not plain or tuple(layer.stride) != (1, 1) or tuple(layer.dilation) != (1, 1):
+            (height, width), padding = layer.kernel_size, layer.padding
+            plain = layer.groups == 1 and layer.padding_mode == "zeros"
+            plain = plain and tuple(layer.stride) == (1, 1) and tuple(layer.dilation) == (1, 1)
+            if isinstance(padding, str) or not plain:
                 raise ValueError(
                     f"Expected a plain convolution (no groups, stride 1) as the last layer, got {layer}; choose "
                     "another model."
                 )
-            kernel_size, padding = tuple(layer.kernel_size), tuple(layer.padding)
-            return cls("conv2d", layer.in_channels, layer.out_channels, bias, kernel_size, padding)
-        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-            return cls("linear", layer.in_features, layer.out_features, bias)
+            around = padding[0], padding[1]
+            return cls("conv2d", layer.in_channels, layer.out_channels, bias, (height, width), around)
+        inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+        if inputs is not None and outputs is not None:
+            return cls("linear", inputs, outputs, bias)
         raise ValueError(f"Expected a Conv2d or Linear last layer, got {type(layer).__name__}; choose another model.")
 
     @property
@@ -132,7 +137,7 @@ class LayerGeometry:
             norm = features.sum(-1)
         return norm + int(self.bias)
 
-    def weights_of(self, layer: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
+    def weights_of(self, layer: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         """``W`` of shape ``(width, out_features)``, float32 on the CPU, found by calling ``layer``.
 
         So it is right also where the stored weights are quantised, offloaded or patched while the layer runs.
@@ -158,7 +163,7 @@ class LayerGeometry:
 
     @classmethod
     def from_json(cls, text: str) -> LayerGeometry:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         return cls(**fields)
 
 

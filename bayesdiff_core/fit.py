@@ -10,6 +10,7 @@ shift the marginal likelihood by a constant only.
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -80,6 +81,7 @@ class GaussNewton:
         self.noise_std.append(variance**0.5)
         # Mean over positions, times the positions of one picture.
         self.positions = round(self.seen / self.pictures)
+        assert self.gram is not None, "a level ends after features of it were added"
         self.sum += self.gram.cpu().double() * (self.seen / self.pictures / self.kept / variance)
         self._start_level()
 
@@ -131,10 +133,10 @@ def fit_laplace_head(
             f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}; choose one "
             "of these."
         )
+    width = rank = geometry.width
     # Nodes run in inference mode, in which laplace-torch's gradients cannot be taken.
     with torch.inference_mode(False), torch.enable_grad():
         hessian, weights = hessian.detach().double().clone(), weights.detach().double().clone()
-        width = geometry.width
         # Normalised features span less than all dimensions, so H is often singular and has no Cholesky root.
         values, vectors = torch.linalg.eigh(hessian)
         rows = values.clamp(min=0).sqrt()[:, None] * vectors.T
@@ -145,7 +147,7 @@ def fit_laplace_head(
         layer.weight.data.copy_(column)
         data = torch.utils.data.TensorDataset(rows, rows @ column[:, None])
         kind = DiagLLLaplace if structure == "diag" else KronLLLaplace
-        laplace = kind(
+        laplace: Any = kind(  # annotated there for every kind of curvature at once
             torch.nn.Sequential(torch.nn.Identity(), layer), "regression", last_layer_name="1", backend=CurvlinopsGGN
         )
         laplace.fit(torch.utils.data.DataLoader(data, batch_size=512))
@@ -158,7 +160,6 @@ def fit_laplace_head(
             # The output factor of one column is a number.
             (output_value, input_values), (_, basis) = laplace.H.eigenvalues[0], laplace.H.eigenvectors[0]
             spectrum = (output_value * input_values).detach().clamp(min=0)
-            rank = width
             if structure == "low-rank":
                 rank = leading_rank(spectrum, explained_variance)
             precision = leading_spectrum(spectrum, basis.detach(), prior_precision, rank)

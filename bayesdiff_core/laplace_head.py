@@ -55,7 +55,7 @@ class SpectralPrecision:
         )
 
     def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
-        within, energy = 0.0, 0.0
+        within, energy = torch.zeros(()), torch.zeros(())
         for basis, values in zip(self.basis.split(chunk, dim=1), self.values.split(chunk)):
             square = geometry.apply(features, basis).square().movedim(geometry.channel_dim, -1)
             within = within + square @ values.to(square).reciprocal()

@@ -77,9 +77,11 @@ class NominalRun(Protocol):
 
     def draw(self) -> torch.Tensor:
         """One draw δW from the posterior of the last layer."""
+        ...
 
     def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
         """The network's prediction at another x of a state's level, with weights W* + δW. One call of the network."""
+        ...
 
     def ride(self, change: Callable[[State, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Send a deviation through the sampler's own function, without noise.
@@ -90,6 +92,7 @@ class NominalRun(Protocol):
         Returns:
             the deviation at the end, and those at every state.
         """
+        ...
 
     def show(self, variance: torch.Tensor) -> None:
         """Show the user what is known so far of the variance at the end."""

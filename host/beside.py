@@ -29,7 +29,7 @@ def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask,
     return function(sigma, denoise_mask, extra_options={"model": model_wrap, "sigmas": sigmas})
 
 
-def scales(sampling: torch.nn.Module, sigma: float) -> tuple[float, float]:
+def scales(sampling, sigma: float) -> tuple[float, float]:
     """Scales of noise and signal in a latent at a noise level, read off the model's own way of noising."""
     one, zero, level = torch.ones(1), torch.zeros(1), torch.full((1,), sigma)
     noise, signal = (float(sampling.noise_scaling(level, *parts)) for parts in ((one, zero), (zero, one)))
@@ -75,7 +75,7 @@ class Beside:
     """
 
     def __init__(
-        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: list[float],
+        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: tuple[float, ...],
         generator: torch.Generator, called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
     ):  # fmt: skip
         self.layer, self.head, self.estimator, self.levels = layer, head, estimator, levels
@@ -100,6 +100,7 @@ class Beside:
         """PREDICT_NOISE wrapper: see a prediction, guidance and all, and let it pass."""
         if not self.recording:
             return executor(x, timestep, model_options, seed)
+        model_options = model_options or {}
         sigma = float(timestep.flatten()[0])
         noise, signal = scales(self.sampling, sigma)
         state = State(sigma, noise, signal, x.to("cpu", copy=True), x)
@@ -168,30 +169,31 @@ class Beside:
 
     def place_variances(self) -> None:
         """Bring the γ² that was seen, one number an output position, to the elements of the latent."""
-        looked = [state for state in self.states if state.variance is not None]
+        looked = [(state, state.variance) for state in self.states if state.variance is not None]
         if not looked:
             return
         x, geometry = self.states[0].x, self.layer.geometry
-        count = looked[0].variance[0].numel()
+        first, variance = looked[0]
+        count = variance[0].numel()
         conv_is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
-        if conv_is_last and looked[0].variance.shape[1:] == x.shape[2:]:
+        if conv_is_last and variance.shape[1:] == x.shape[2:]:
             positions = torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
         else:
-            sigma, prompt = looked[0].sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
+            sigma, prompt = first.sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
 
-            def denoise(x):
+            def denoise(x: torch.Tensor) -> torch.Tensor:
                 restart_hooks(self.model_wrap)
                 level = torch.full((len(x),), sigma, device=x.device)
                 options = self.options["model_options"]
-                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)
+                return comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)[0]
 
             positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
-        for state in looked:
+        for state, variance in looked:
             if positions is None:
                 state.variance = None
                 continue
             gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
-            state.variance = state.variance.flatten(1)[:, positions] * gain.square()
+            state.variance = variance.flatten(1)[:, positions] * gain.square()
 
     def work(self, sigma_end: float) -> None:
         """Let the estimator work, and bring what it found to the units that the user sees."""
@@ -317,7 +319,9 @@ class Riding:
             return nothing
         kept = beside.options
         if added:
-            shifted = [self.shifted(function, beside.uncond[index]) for function in added]
+            uncond = beside.uncond[index]
+            assert uncond is not None, "the nominal run had the same hooks"
+            shifted = [self.shifted(function, uncond) for function in added]
             beside.options = kept | {"model_options": model_options | {POST_CFG: [*base, *shifted]}}
         try:
             return self.change(state, deviation).to(x)

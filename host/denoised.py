@@ -44,7 +44,9 @@ def denoised_variance(
                 "use the posterior ensemble, which takes any prompt."
             )
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
-        variance = tail.variance_to_latent(look.variance(cfg)) * gain.square()
+        seen = look.variance(cfg)
+        assert seen is not None, "a guided pair was seen"
+        variance = tail.variance_to_latent(seen) * gain.square()
         found.append(variance * latent_gain(model.model, x).square())
 
     clone = model.clone()

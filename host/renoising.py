@@ -26,7 +26,7 @@ def renoise(
         seed: of the noise, which comes from a generator of its own.
     """
     generator = torch.Generator().manual_seed(seed)
-    predictions, gain = [], None
+    predictions, gain = [], torch.ones(())
     bar = comfy.utils.ProgressBar(levels * draws)
 
     def visit(denoise, x, sigma, x0):

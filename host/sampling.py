@@ -170,8 +170,10 @@ def sample_with_uncertainty(
         the latent dict of the run, that of its last prediction of ``denoised``, and the uncertainty of the former.
     """
     generator = torch.Generator().manual_seed(seed ^ DRAWS)
-    sample = sample_with_ensemble if isinstance(estimator, Ensemble) else sample_beside
-    latent, denoised, found = sample(run, model, layer, head, estimator, generator, wishes)
+    if isinstance(estimator, Ensemble):
+        latent, denoised, found = sample_with_ensemble(run, model, layer, head, estimator, generator, wishes)
+    else:
+        latent, denoised, found = sample_beside(run, model, layer, head, estimator, generator, wishes)
     if denoised is None:
         denoised = latent
     else:

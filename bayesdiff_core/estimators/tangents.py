@@ -48,7 +48,7 @@ class Tangents:
         for _ in range(self.members):
             delta_w = SHARE * run.draw()
 
-            def change(state: State, deviation: torch.Tensor, delta_w=delta_w) -> torch.Tensor:
+            def change(state: State, deviation: torch.Tensor, delta_w: torch.Tensor = delta_w) -> torch.Tensor:
                 return run.denoised(state, state.x + deviation, delta_w) - state.denoised
 
             deviation, passed = run.ride(change)
