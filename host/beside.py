@@ -51,6 +51,26 @@ def generator_devices(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
+def step_cache(model_options: dict):
+    """What the host's EasyCache or LazyCache remembers of this run; None without one."""
+    return model_options.get("transformer_options", {}).get("easycache")
+
+
+def without_cache(options: dict) -> dict:
+    """Sampler options whose calls all reach the network.
+
+    A cache that is past its end neither skips a call nor remembers it. What it knows is of the run: it is asked in the
+    order of the steps, and fails where a call goes back to an earlier one.
+    """
+    cache = step_cache(options["model_options"])
+    if cache is None:
+        return options
+    past = cache.clone()
+    past.end_t = math.inf
+    transformer_options = options["model_options"]["transformer_options"] | {"easycache": past}
+    return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
+
+
 POST_CFG = "sampler_post_cfg_function"
 
 
@@ -108,6 +128,8 @@ class Beside:
         if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
+        cache = step_cache(model_options)
+        skipped = cache.total_steps_skipped if cache is not None else 0
         if self.estimator.looks(state.level, self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
@@ -116,6 +138,8 @@ class Beside:
                 state.variance = found.cpu()
         else:
             denoised = executor(x, timestep, model_options, seed)
+        if cache is not None and cache.total_steps_skipped > skipped:
+            return denoised  # not the network's word: to a member, which asks the network, it would look like a change
         # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
         state.denoised = denoised.to("cpu", copy=True)
         if self.states:
@@ -159,6 +183,7 @@ class Beside:
             self.estimate = Estimate(torch.zeros(samples.shape), torch.empty(0, *samples.shape), {})
             return samples
         self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
+        self.options = without_cache(self.options)
         # The global generator stays where the stock sampler leaves it.
         with torch.random.fork_rng(generator_devices(samples.device)):
             self.place_variances()
@@ -203,6 +228,8 @@ class Beside:
         along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / level)))
                  for level in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
+        if self.calls < self.expected_calls:  # fewer states were apart enough to choose
+            self.called(self.calls, self.calls, len(self.states))
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
         for index in along:
@@ -297,8 +324,9 @@ class Riding:
 
     def problem(self) -> str:
         return (
-            f"Expected a sampler that takes the same steps for every latent, got '{self.beside.sampler}', which does "
-            "not; choose the estimator 'deviations' or 'ensemble'."
+            f"Expected a sampler that takes the same steps for every latent, and a model that skips none, got "
+            f"'{self.beside.sampler}', which does not, or a cache of steps on the model; choose the estimator "
+            "'deviations' or 'ensemble'."
         )
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None) -> torch.Tensor:
