@@ -10,6 +10,7 @@ shift the marginal likelihood by a constant only.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def require_laplace_torch() -> None:
     if importlib.util.find_spec("laplace") is None:
         raise ModuleNotFoundError(
             "Fitting a Laplace head needs the package laplace-torch, which is not installed; install it into ComfyUI's "
-            "Python with: python -m pip install laplace-torch"
+            f'Python and restart: "{sys.executable}" -m pip install laplace-torch'
         )
 
 
