@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..moderation import covariates, moderate
+from ..moderation import covariates, effective_channels, moderate
 from ..nominal import NominalRun, State, kept
 from . import Estimate
 from .ensemble import EnsembleVariance
@@ -137,7 +137,9 @@ class Deviations:
 
         def variance(found: EnsembleVariance) -> torch.Tensor:
             squares = found.mean_square()
-            return moderate(squares, found.count, trend_of) if self.moderated else squares
+            if not self.moderated:
+                return squares
+            return moderate(squares, found.count * effective_channels(torch.stack(deviations)), trend_of)
 
         for _ in range(members):
             delta_w = run.draw()
