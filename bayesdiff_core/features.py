@@ -16,9 +16,9 @@ import torch.nn.functional as F
 class LayerGeometry:
     """Shape of a last layer, convolution or linear, and how its features become rows.
 
-    A row φ̃ holds the ``in_features * kh * kw`` inputs of one output position (an unfolded patch for a
+    A row phi holds the ``in_features * kh * kw`` inputs of one output position (an unfolded patch for a
     convolution, a token for a linear layer), followed by a one where the layer has a bias. The layer's output
-    at that position is ``φ̃ᵀ W`` with ``W`` of shape ``(width, out_features)``.
+    at that position is ``phi^T W`` with ``W`` of shape ``(width, out_features)``.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class LayerGeometry:
         generator: torch.Generator | None = None,
         among: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Rows φ̃ of the output positions, float32.
+        """Rows phi of the output positions, float32.
 
         Args:
             features: ``(n, in_features, h, w)`` for a convolution, ``(n, ..., in_features)`` for a linear layer.
@@ -110,7 +110,7 @@ class LayerGeometry:
         return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if self.bias else rows
 
     def apply(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """``φ̃ᵀ matrix`` at every position, in the layer's own output layout, without unfolding.
+        """``phi^T matrix`` at every position, in the layer's own output layout, without unfolding.
 
         Args:
             features: as in :meth:`rows`.
@@ -128,7 +128,7 @@ class LayerGeometry:
         return F.linear(features, weight, bias)
 
     def square_norm(self, features: torch.Tensor) -> torch.Tensor:
-        """``‖φ̃‖²`` at every position, in the layer's output layout without the dimension of channels."""
+        """``|phi|²`` at every position, in the layer's output layout without the dimension of channels."""
         features = features.float().square()
         if self.kind == "conv2d":
             ones = features.new_ones(1, 1, *self.kernel_size)
@@ -168,9 +168,9 @@ class LayerGeometry:
 
 
 def guided_features(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
-    """Features under classifier-free guidance, ``(1 - w) φ_u + w φ_c``.
+    """Features under classifier-free guidance, ``(1 - w) phi_u + w phi_c``.
 
     One draw of the last layer's weights serves both halves of a guided prediction, so guidance of the outputs is
-    guidance of the features: ``F_cfg = W[(1 - w) φ_u + w φ_c]``. (The published code treats them as independent.)
+    guidance of the features: ``F_cfg = W[(1 - w) phi_u + w phi_c]``. (The published code treats them as independent.)
     """
     return uncond + cfg * (cond - uncond)

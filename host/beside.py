@@ -193,7 +193,7 @@ class Beside:
     # ------------------------------------------------------------ after it
 
     def place_variances(self) -> None:
-        """Bring the γ² that was seen, one number an output position, to the elements of the latent."""
+        """Bring the gamma² that was seen, one number an output position, to the elements of the latent."""
         looked = [(state, state.variance) for state in self.states if state.variance is not None]
         if not looked:
             return

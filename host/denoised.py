@@ -21,7 +21,7 @@ def denoised_variance(
 ) -> torch.Tensor:  # fmt: skip
     """Variance of ``denoised`` at one state, under one draw of W for both halves of the guidance.
 
-    ``Var D = (∂D/∂F)² γ²`` with γ² of the guided features; the trajectory takes no part in it.
+    ``Var D = (dD/dF)² gamma²`` with gamma² of the guided features; the trajectory takes no part in it.
 
     Args:
         tail: from :func:`~.tail.read_tail`, of a latent of this size.

@@ -51,7 +51,7 @@ def visit_state(
 
 
 def output_gain(sampling, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """∂D/∂F, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
+    """dD/dF, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
     zero = torch.zeros_like(like)
     return sampling.calculate_denoised(sigma, zero + 1, zero) - sampling.calculate_denoised(sigma, zero, zero)
 

@@ -41,7 +41,7 @@ class Tail:
         return self.index % count if self.geometry.kind == "conv2d" else self.index // self.geometry.out_features
 
     def variance_to_latent(self, variance: torch.Tensor) -> torch.Tensor:
-        """Variance of every latent element, from γ² ``(n, ...)`` of every output position."""
+        """Variance of every latent element, from gamma² ``(n, ...)`` of every output position."""
         flat = variance.flatten(1)
         return flat[:, self.positions(flat.shape[1]).to(flat.device)]
 

@@ -90,7 +90,10 @@ def archive(host_python: str) -> Iterator[str]:
             yield from (f"the archive lacks {name}" for name in NEEDED if name not in names)
             for name in names:
                 if name.endswith(".py"):
-                    yield from dangers(name, packed.read(name).decode())
+                    source = packed.read(name).decode()
+                    yield from dangers(name, source)
+                    if odd := sorted({letter for letter in source if not letter.encode("cp1252", "ignore")}):
+                        yield f"{name} has {' '.join(odd)}, which Western Windows cannot print; spell it out"
             size = ARCHIVE.stat().st_size / 2**20
             print(f"the archive: {len(names)} files, {size:.1f} MiB")
             if size > LARGEST_MIB:

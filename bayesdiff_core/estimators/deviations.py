@@ -1,10 +1,10 @@
 """Deviations on a thinned trajectory: a member of the ensemble as a small departure from the nominal run.
 
-A posterior draw δW moves ``denoised`` a little, and with it the trajectory: to ``x + δ`` where the nominal run is at
-x. Only δ is followed, at a few of the nominal run's own states: one call of the perturbed network at ``x_i + δ`` gives
-``δD = D_W(x_i + δ) - D_W*(x_i)``, and between states δ takes an affine step like the sampler's, with δD extrapolated as
-in DPM-Solver++ (2M) (Lu et al. 2022). Noise that the sampler injects is the same for both and cancels; how strongly it
-made the run forget is read off the nominal run, so no sampler is re-implemented.
+A posterior draw dW moves ``denoised`` a little, and with it the trajectory: to ``x + delta`` where the nominal run is
+at x. Only delta is followed, at a few of the nominal run's own states: one call of the perturbed network at ``x_i +
+delta`` gives ``dD = D_W(x_i + delta) - D_W*(x_i)``, and between states delta takes an affine step like the sampler's,
+with dD extrapolated as in DPM-Solver++ (2M) (Lu et al. 2022). Noise that the sampler injects is the same for both and
+cancels; how strongly it made the run forget is read off the nominal run, so no sampler is re-implemented.
 
 Few members make a noisy map, so what they say of each cell is moderated by what the nominal run shows for nothing, see
 :mod:`~..moderation`.
@@ -62,7 +62,7 @@ def follow(
         states: the nominal run.
         chosen: indices of the states at which the network is called.
         signal_end: scale of the signal in x at the end of the run.
-        deviate: ``δD`` at a state, for a deviation δ of x (None for no deviation): one perturbed network call.
+        deviate: ``dD`` at a state, for a deviation delta of x (None for no deviation): one perturbed network call.
         along: indices of states at which the deviation is asked for too; before the first chosen one it is zero.
     """
     delta: torch.Tensor | None = None
