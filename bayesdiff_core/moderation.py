@@ -1,10 +1,10 @@
 """Moderated variances: what a few members say of each cell, strengthened by what the nominal run shows for nothing.
 
 The mean square of K deviations of C channels is a variance with K·C degrees of freedom at most, far too few to tell
-cells apart. But the nominal run itself tells much about *where*: the posterior variance γ² of ``denoised`` at its own
-states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there. So
-the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each cell
-is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
+cells apart. But the nominal run itself tells much about *where*: the posterior variance gamma² of ``denoised`` at its
+own states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there.
+So the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each
+cell is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
 *Linear models and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
 
 The trend is about cells within a picture, and each picture has its own, so its map does not depend on its batch. How
@@ -33,7 +33,7 @@ def blur_box(maps: torch.Tensor) -> torch.Tensor:
 def covariates(states: list[State]) -> torch.Tensor:
     """What the nominal run tells of where the picture is uncertain: logarithms of variances and squares.
 
-    Of every state whose variance was looked at, γ² of ``denoised``, and the square of what ``denoised`` was yet to
+    Of every state whose variance was looked at, gamma² of ``denoised``, and the square of what ``denoised`` was yet to
     change, blurred.
 
     Returns:
@@ -65,7 +65,7 @@ def effective_channels(deviations: torch.Tensor) -> float:
 
 
 def mean_root(degrees: float) -> float:
-    """E √(χ²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
+    """E sqrt(chi²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
     return math.sqrt(2 / degrees) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
 
 

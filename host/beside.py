@@ -29,7 +29,7 @@ def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask,
     return function(sigma, denoise_mask, extra_options={"model": model_wrap, "sigmas": sigmas})
 
 
-def scales(sampling: torch.nn.Module, sigma: float) -> tuple[float, float]:
+def scales(sampling, sigma: float) -> tuple[float, float]:
     """Scales of noise and signal in a latent at a noise level, read off the model's own way of noising."""
     one, zero, level = torch.ones(1), torch.zeros(1), torch.full((1,), sigma)
     noise, signal = (float(sampling.noise_scaling(level, *parts)) for parts in ((one, zero), (zero, one)))
@@ -49,6 +49,26 @@ def restart_hooks(model_wrap) -> None:
 def generator_devices(device: torch.device) -> list[torch.device]:
     """Devices whose global generator work on ``device`` may use, for :func:`torch.random.fork_rng`."""
     return [device] if device.type == "cuda" else []
+
+
+def step_cache(model_options: dict):
+    """What the host's EasyCache or LazyCache remembers of this run; None without one."""
+    return model_options.get("transformer_options", {}).get("easycache")
+
+
+def without_cache(options: dict) -> dict:
+    """Sampler options whose calls all reach the network.
+
+    A cache that is past its end neither skips a call nor remembers it. What it knows is of the run: it is asked in the
+    order of the steps, and fails where a call goes back to an earlier one.
+    """
+    cache = step_cache(options["model_options"])
+    if cache is None:
+        return options
+    past = cache.clone()
+    past.end_t = math.inf
+    transformer_options = options["model_options"]["transformer_options"] | {"easycache": past}
+    return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
 
 
 POST_CFG = "sampler_post_cfg_function"
@@ -75,7 +95,7 @@ class Beside:
     """
 
     def __init__(
-        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: list[float],
+        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: tuple[float, ...],
         generator: torch.Generator, called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
     ):  # fmt: skip
         self.layer, self.head, self.estimator, self.levels = layer, head, estimator, levels
@@ -100,6 +120,7 @@ class Beside:
         """PREDICT_NOISE wrapper: see a prediction, guidance and all, and let it pass."""
         if not self.recording:
             return executor(x, timestep, model_options, seed)
+        model_options = model_options or {}
         sigma = float(timestep.flatten()[0])
         noise, signal = scales(self.sampling, sigma)
         # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
@@ -108,12 +129,16 @@ class Beside:
         if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
+        cache = step_cache(model_options)
+        skipped = cache.total_steps_skipped if cache is not None else 0
         if self.estimator.looks(level(noise, signal), self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
             variance = self.look.variance(getattr(self.model_wrap, "cfg", None))
         else:
             denoised = executor(x, timestep, model_options, seed)
+        if cache is not None and cache.total_steps_skipped > skipped:
+            return denoised  # not the network's word: to a member, which asks the network, it would look like a change
         if self.states:
             self.states[-1].contraction = contraction(self.states[-1], seen, signal, self.mask_on_cpu)
         self.states.append(State(sigma, noise, signal, seen, denoised.to("cpu", copy=True), variance=variance))
@@ -154,6 +179,7 @@ class Beside:
             self.estimate = Estimate(torch.zeros(samples.shape), torch.empty(0, *samples.shape), {})
             return samples
         self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
+        self.options = without_cache(self.options)
         # The global generator stays where the stock sampler leaves it.
         with torch.random.fork_rng(generator_devices(samples.device)):
             self.place_variances()
@@ -163,31 +189,32 @@ class Beside:
     # ------------------------------------------------------------ after it
 
     def place_variances(self) -> None:
-        """Bring the γ² that was seen, one number an output position, to the elements of the latent."""
-        looked = [state for state in self.states if state.variance is not None]
+        """Bring the gamma² that was seen, one number an output position, to the elements of the latent."""
+        looked = [(state, state.variance) for state in self.states if state.variance is not None]
         if not looked:
             return
         x, geometry = self.states[0].x, self.layer.geometry
-        count = looked[0].variance[0].numel()
+        first, variance = looked[0]
+        count = variance[0].numel()
         conv_is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
-        if conv_is_last and looked[0].variance.shape[1:] == x.shape[2:]:
+        if conv_is_last and variance.shape[1:] == x.shape[2:]:
             positions = torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
         else:
-            sigma, prompt = looked[0].sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
+            sigma, prompt = first.sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
 
-            def denoise(x):
+            def denoise(x: torch.Tensor) -> torch.Tensor:
                 restart_hooks(self.model_wrap)
                 at, options = torch.full((len(x),), sigma, device=x.device), self.options["model_options"]
-                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, at, options)
+                return comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, at, options)[0]
 
             positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
-        shape = looked[0].variance.shape
-        for state in looked:
-            if positions is None or state.variance.shape != shape:  # prompts for areas, at some levels only
+        shape = variance.shape
+        for state, variance in looked:
+            if positions is None or variance.shape != shape:  # prompts for areas, at some levels only
                 state.variance = None
                 continue
             gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
-            state.variance = state.variance.flatten(1)[:, positions] * gain.square()
+            state.variance = variance.flatten(1)[:, positions] * gain.square()
 
     def work(self, sigma_end: float) -> None:
         """Let the estimator work, and bring what it found to the units that the user sees."""
@@ -197,6 +224,8 @@ class Beside:
         along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)))
                  for wanted in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
+        if self.calls < self.expected_calls:  # fewer states were apart enough to choose
+            self.called(self.calls, self.calls, len(self.states))
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
         for index in along:
@@ -223,22 +252,19 @@ class Beside:
         return self.head.draw(self.generator)
 
     def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
-        return self.predict(state, x, delta_w, self.options)
-
-    def predict(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None, options: dict) -> torch.Tensor:
         if state.sigma > self.last_sigma:
             restart_hooks(self.model_wrap)
         self.last_sigma = state.sigma
         sigma = torch.full((len(state.x),), state.sigma, device=self.device)
-        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, options["model_options"])
+        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, self.options["model_options"])
         nominal = state.x.to(self.device, self.dtype)
         change = x.to(self.device, self.dtype) - nominal
         nominal = nominal + (change if mask is None else change * mask)
         if delta_w is None:
-            denoised = self.model_wrap(nominal, sigma, **options)
+            denoised = self.model_wrap(nominal, sigma, **self.options)
         else:
             with self.layer.perturbed(delta_w):
-                denoised = self.model_wrap(nominal, sigma, **options)
+                denoised = self.model_wrap(nominal, sigma, **self.options)
         self.calls += 1
         self.called(self.calls, max(self.calls, self.expected_calls), len(self.states))
         if mask is not None:
@@ -289,8 +315,9 @@ class Riding:
 
     def problem(self) -> str:
         return (
-            f"Expected a sampler that takes the same steps for every latent, got '{self.beside.sampler}', which does "
-            "not; choose the estimator 'deviations' or 'ensemble'."
+            f"Expected a sampler that takes the same steps for every latent, and a model that skips none, got "
+            f"'{self.beside.sampler}', which does not, or a cache of steps on the model; choose the estimator "
+            "'deviations' or 'ensemble'."
         )
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None) -> torch.Tensor:
@@ -311,7 +338,9 @@ class Riding:
             return nothing
         kept = beside.options
         if added:
-            shifted = [self.shifted(function, beside.uncond[index]) for function in added]
+            uncond = beside.uncond[index]
+            assert uncond is not None, "the nominal run had the same hooks"
+            shifted = [self.shifted(function, uncond) for function in added]
             beside.options = kept | {"model_options": model_options | {POST_CFG: [*base, *shifted]}}
         try:
             return self.change(state, deviation).to(x)

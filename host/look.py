@@ -65,11 +65,11 @@ class Look:
         return sorted(numbers) in ([COND], [COND, UNCOND])
 
     def variance(self, cfg: float | None) -> torch.Tensor | None:
-        """γ² of the network's guided output at every output position, ``(n, ...)``, float32.
+        """gamma² of the network's guided output at every output position, ``(n, ...)``, float32.
 
-        One W serves both halves of a guidance, so ``F = W[(1 - w) φ_u + w φ_c]`` and γ² is that of the mixed features.
-        Where more than two predictions were mixed (regions, other guiders) it is their mean: right in shape, not in
-        size.
+        One W serves both halves of a guidance, so ``F = W[(1 - w) phi_u + w phi_c]`` and gamma² is that of the mixed
+        features. Where more than two predictions were mixed (regions, other guiders) it is their mean: right in shape,
+        not in size.
 
         Args:
             cfg: the guidance, None where the guider has no such number.
