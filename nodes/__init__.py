@@ -9,6 +9,7 @@ from .mask import UncertaintyToMask
 from .options import UncertaintyOptionsNode
 from .plot import UncertaintyPlot
 from .renoise import UncertaintyWithoutHead
+from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
 
@@ -20,6 +21,7 @@ NODES = [
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
     KSamplerBestOfN,
+    Resample,
     UncertaintyOptionsNode,
     UncertaintyWithoutHead,
     UncertaintyMap,
