@@ -9,6 +9,7 @@ from .mask import UncertaintyToMask
 from .options import UncertaintyOptionsNode
 from .plot import UncertaintyPlot
 from .renoise import UncertaintyWithoutHead
+from .repair import Repair
 from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
@@ -22,6 +23,7 @@ NODES = [
     SamplerCustomBayesDiff,
     KSamplerBestOfN,
     Resample,
+    Repair,
     UncertaintyOptionsNode,
     UncertaintyWithoutHead,
     UncertaintyMap,

@@ -114,7 +114,7 @@ def test_workflow_of_the_template_browser_is_the_tested_graph(server):
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 16
+    assert len(ours) == 17
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
