@@ -12,7 +12,7 @@ from ..host.last_layer import check_head, check_latent
 from ..host.repair import Attempt, repair
 from ..host.resample import Settings
 from .resample import by_picture, check_belongs, run_inputs
-from .sampler import QUALITIES, seed_input, uncertainty_outputs
+from .sampler import QUALITIES, seed_input
 from .types import CATEGORY, LaplaceHeadType, UncertaintyType
 
 INPAINT, RECTIFY = "inpaint", "rectify"
@@ -43,7 +43,8 @@ class Repair(io.ComfyNode):
                     tooltip="How much the masked part is redrawn: 1 from scratch, less keeps its structure.",
                 ),
                 io.Latent.Input(
-                    "latent", tooltip="Finished pictures, of any sampler. Only inside a noise mask, if it has one."
+                    "latent_image",
+                    tooltip="Finished pictures, of any sampler. Only inside a noise mask, if it has one.",
                 ),
                 LaplaceHeadType.Input("head", tooltip="Laplace head of this model, fitted or loaded."),
                 io.Combo.Input(
@@ -79,7 +80,14 @@ class Repair(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The best of each picture."),
-                *uncertainty_outputs(),
+                UncertaintyType.Output(
+                    "best_uncertainty",
+                    display_name="uncertainty",
+                    tooltip="Of the best, looked at as finished pictures; compare it only with others of this node.",
+                ),
+                io.Float.Output(
+                    "scores", display_name="scores", is_output_list=True, tooltip="Of the best: higher is less certain."
+                ),
                 io.Latent.Output(
                     "candidates",
                     display_name="candidates",
@@ -94,23 +102,23 @@ class Repair(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise, latent, head, quality,
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise, latent_image, head, quality,
         rounds, area, grow, method, uncertainty=None,
     ) -> io.NodeOutput:  # fmt: skip
-        check_latent(model, latent)
-        if not latent["samples"].any():
+        check_latent(model, latent_image)
+        if not latent_image["samples"].any():
             raise ValueError(
                 "Expected finished pictures to mend, got an empty latent; connect a sampler's output or VAE Encode."
             )
         if uncertainty is not None:
-            check_belongs(latent, uncertainty)
+            check_belongs(latent_image, uncertainty)
         layer = check_head(head, model)
         settings = Settings(steps, cfg, sampler_name, scheduler, positive, negative, denoise)
 
         def mask_of(found) -> torch.Tensor:
             std = found.std_map()
             size = [side * found.downscale for side in std.shape[1:]]
-            std, allowed = resize_map(std, *size), latent.get("noise_mask")
+            std, allowed = resize_map(std, *size), latent_image.get("noise_mask")
             if allowed is not None:
                 allowed = masks.resize_mask(allowed, *size)
                 std = std * allowed
@@ -118,16 +126,16 @@ class Repair(io.ComfyNode):
             return mask if allowed is None else mask * allowed
 
         best, attempts = repair(
-            model, layer, head, JUDGES[quality], STATES, settings, latent, seed, rounds, method == RECTIFY, mask_of,
-            uncertainty,
+            model, layer, head, JUDGES[quality], STATES, settings, latent_image, seed, rounds, method == RECTIFY,
+            mask_of, uncertainty,
         )  # fmt: skip
-        versions = [latent["samples"], *(attempt.samples for attempt in attempts)]
+        versions = [latent_image["samples"], *(attempt.samples for attempt in attempts)]
         std = best.std_map()
         nothing = torch.zeros(len(std), *(side * best.downscale for side in std.shape[1:]))
         tried = torch.stack([nothing, *(attempt.mask for attempt in attempts)], dim=1).flatten(0, 1)
         return io.NodeOutput(
-            latent | {"samples": best.latent}, best, best.scores().tolist(), by_picture(latent, versions), tried,
-            describe(attempts, best.scores()),
+            latent_image | {"samples": best.latent}, best, best.scores().tolist(), by_picture(latent_image, versions),
+            tried, describe(attempts, best.scores()),
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Resample(io.ComfyNode):
                     step=0.01,
                     tooltip="As in the sampler of the pictures, like all the settings above.",
                 ),
-                io.Latent.Input("latent", tooltip="The sampled pictures."),
+                io.Latent.Input("latent_image", tooltip="The sampled pictures."),
                 UncertaintyType.Input("uncertainty", tooltip="Theirs, from the same sampler (BayesDiff)."),
                 io.Float.Input(
                     "start_at",
@@ -99,18 +99,18 @@ class Resample(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise, latent, uncertainty,
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, denoise, latent_image, uncertainty,
         start_at, variations, strength, include_original, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
-        check_latent(model, latent)
-        check_belongs(latent, uncertainty)
-        check_mask(mask, len(latent["samples"]))
+        check_latent(model, latent_image)
+        check_belongs(latent_image, uncertainty)
+        check_mask(mask, len(latent_image["samples"]))
         settings = Settings(steps, cfg, sampler_name, scheduler, positive, negative, denoise)
-        inside = latent.get("noise_mask") if mask is None else mask
+        inside = latent_image.get("noise_mask") if mask is None else mask
         found = resample(model, settings, uncertainty, start_at, variations, strength, seed, inside)
         if include_original:
             found = [uncertainty.latent, *found]
-        return io.NodeOutput(by_picture(latent, found))
+        return io.NodeOutput(by_picture(latent_image, found))
 
 
 def by_picture(latent: dict, versions: list[torch.Tensor]) -> dict:

@@ -38,7 +38,7 @@ def repaired(demo, head, latent, uncertainty=None, **changes):
     model, positive, negative, _ = demo
     settings = dict(denoise=0.6, quality="draft", rounds=2, area=0.15, grow=8, method="inpaint", seed=SEED) | RUN
     return Repair.execute(
-        model=model, positive=positive, negative=negative, latent=latent, head=head, uncertainty=uncertainty,
+        model=model, positive=positive, negative=negative, latent_image=latent, head=head, uncertainty=uncertainty,
         **(settings | changes),
     ).args  # fmt: skip
 

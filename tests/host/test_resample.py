@@ -43,7 +43,7 @@ def resampled(demo, pictures, mask=None, **changes):
     latent, uncertainty = pictures
     settings = dict(start_at=0.4, variations=2, strength=1.0, include_original=True, seed=SEED) | RUN
     return Resample.execute(
-        model=model, positive=positive, negative=negative, latent=latent, uncertainty=uncertainty, mask=mask,
+        model=model, positive=positive, negative=negative, latent_image=latent, uncertainty=uncertainty, mask=mask,
         **(settings | changes),
     ).args[0]  # fmt: skip
 
