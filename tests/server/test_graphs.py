@@ -72,7 +72,7 @@ def pixels(path) -> numpy.ndarray:
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 15
+    assert len(ours) == 17
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
@@ -296,6 +296,50 @@ def test_best_of_n_and_a_filter_without_a_head(server):
     assert entry["outputs"]["show_words"]["text"][0].startswith("Kept 4 of 6, ranked after 3 of 6 steps")
     with pytest.raises(comfy_server.PromptRejected, match="Expected scores or an uncertainty to rank by, got neither"):
         server.queue(filtered(base_graph(), 1))
+
+
+# ---------------------------------------------------------------- vary and repair
+
+
+def test_variations_of_the_best_picture_and_a_repair_of_all(server):
+    """Filtered with its uncertainty, a picture is varied inside a mask; beside it the whole batch is mended."""
+    graph = with_sampler(base_graph(), quality="draft", seed=91)
+    run = {key: value for key, value in (CONNECTIONS | SETTINGS).items() if key != "latent_image"}
+    graph = filtered(graph, 1, scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0])
+    graph = {name: step for name, step in graph.items() if name not in ("show_kept", "show_dropped", "show_sheet")}
+    graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["filter", 5], area=0.3, grow=0, blur=0.0)
+    graph["vary"] = node(
+        "BayesDiffResample", **run, latent_image=["filter", 0], uncertainty=["filter", 5], start_at=0.6, variations=3,
+        strength=2.0, include_original=True, mask=["mask", 0],
+    )  # fmt: skip
+    graph["repair"] = node(
+        "BayesDiffRepair", **(run | dict(denoise=0.5)), latent_image=["ours", 0], head=["fit", 0], quality="draft",
+        rounds=1, area=0.15, grow=8, method="inpaint", uncertainty=["ours", 1],
+    )  # fmt: skip
+    shown = {"varied": ["vary", 0], "candidates": ["repair", 3], "best": ["repair", 0]}
+    for name, source in shown.items():
+        graph[f"{name}_pictures"] = node("VAEDecode", samples=source, vae=["demo", 3])
+        graph[f"show_{name}"] = node("PreviewImage", images=[f"{name}_pictures", 0])
+    graph["show_masks"] = node("MaskPreview", mask=["repair", 4])
+    graph["show_words"] = node("PreviewAny", source=["repair", 5])
+    entry = server.run(graph)
+    files = server.files(entry)
+    varied, candidates, best, masks = (
+        [pixels(path) for path in files[f"show_{name}"]] for name in ("varied", "candidates", "best", "masks")
+    )
+    assert (len(varied), len(candidates), len(best), len(masks)) == (4, 4, 2, 4)
+    original, *others = varied
+    assert original.std() > 0.1 and all(numpy.abs(other - original).max() > 0.05 for other in others)
+    assert [mask.mean() > 0.1 for mask in masks] == [False, True, False, True]
+    words = entry["outputs"]["show_words"]["text"][0].splitlines()
+    assert len(words) == 3
+    for picture, line in enumerate(words[:2]):
+        expected = candidates[2 * picture + line.endswith("kept.")]
+        assert numpy.abs(best[picture] - expected).max() < 0.02
+    del graph["vary"]["inputs"]["mask"]
+    graph["vary"]["inputs"]["steps"] = 9
+    with pytest.raises(comfy_server.PromptFailed, match="no step at its sigma .*; set steps"):
+        server.run(graph)
 
 
 # ---------------------------------------------------------------- heads on disk
