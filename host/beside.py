@@ -82,7 +82,7 @@ class Beside:
     :class:`~..bayesdiff_core.nominal.NominalRun`.
 
     Args:
-        levels: sigmas at which mean and variance of the noisy latent are kept.
+        levels_of: from the noise levels of the run, the sigmas at which mean and variance of the noisy latent are kept.
         generator: source of the posterior draws.
         called: called after each call of the network beside the run, with how many of how many are done, and with how
             many the run itself had.
@@ -90,15 +90,16 @@ class Beside:
 
     Attributes:
         estimate: what the estimator found, in the latent units that the user sees; None before.
-        trajectory: sigma, noisy latent and its variance at ``levels``.
+        trajectory: sigma, noisy latent and its variance at the levels that are kept.
         calls: of the network, beside the run's own ``len(states)``.
     """
 
     def __init__(
-        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: tuple[float, ...],
-        generator: torch.Generator, called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
+        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator,
+        levels_of: Callable[[torch.Tensor], tuple[float, ...]], generator: torch.Generator,
+        called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
     ):  # fmt: skip
-        self.layer, self.head, self.estimator, self.levels = layer, head, estimator, levels
+        self.layer, self.head, self.estimator, self.levels_of = layer, head, estimator, levels_of
         self.generator, self.called, self.shown = generator, called, shown
         self.look = Look(layer, head, estimator.independent_guidance)
         self.states: list[State] = []
@@ -221,8 +222,9 @@ class Beside:
         self.last_sigma = -math.inf
         self.expected_calls = self.estimator.calls(len(self.states))
         usable = [index for index, state in enumerate(self.states) if state.signal > 0]
-        along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)))
-                 for wanted in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
+        # Of several at one level the last: where a sampler of higher order corrects itself, that is what it keeps.
+        along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)), -j))
+                 for wanted in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
         if self.calls < self.expected_calls:  # fewer states were apart enough to choose
             self.called(self.calls, self.calls, len(self.states))
