@@ -101,6 +101,12 @@ def bounding_box(mask: torch.Tensor) -> torch.Tensor:
     return each(mask, box)
 
 
+def resize_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Masks ``(..., h, w)`` as ``(n, height, width)``, without soft edges where there were none."""
+    planes = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    return F.interpolate(planes, size=(height, width), mode="nearest-exact")[:, 0]
+
+
 def grow(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     """Dilate masks ``(n, h, w)`` by ``pixels`` in every direction (a square neighbourhood)."""
     if pixels == 0:

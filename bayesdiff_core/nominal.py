@@ -39,8 +39,12 @@ class State:
 
     @property
     def level(self) -> float:
-        """Noise over signal."""
-        return self.noise / max(self.signal, 1e-6)
+        return level(self.noise, self.signal)
+
+
+def level(noise: float, signal: float) -> float:
+    """Noise over signal; a million where there is no signal at all."""
+    return noise / max(signal, 1e-6)
 
 
 def contraction(state: State, x_next: torch.Tensor, signal_next: float, mask: torch.Tensor | None = None) -> float:

@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..bayesdiff_core.estimators import Estimate, Estimator
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from ..bayesdiff_core.nominal import State, contraction
+from ..bayesdiff_core.nominal import State, contraction, level
 from .last_layer import LastLayer
 from .look import Look
 from .state import latent_gain, output_gain
@@ -82,7 +82,7 @@ class Beside:
     :class:`~..bayesdiff_core.nominal.NominalRun`.
 
     Args:
-        levels: sigmas at which mean and variance of the noisy latent are kept.
+        levels_of: from the noise levels of the run, the sigmas at which mean and variance of the noisy latent are kept.
         generator: source of the posterior draws.
         called: called after each call of the network beside the run, with how many of how many are done, and with how
             many the run itself had.
@@ -90,15 +90,16 @@ class Beside:
 
     Attributes:
         estimate: what the estimator found, in the latent units that the user sees; None before.
-        trajectory: sigma, noisy latent and its variance at ``levels``.
+        trajectory: sigma, noisy latent and its variance at the levels that are kept.
         calls: of the network, beside the run's own ``len(states)``.
     """
 
     def __init__(
-        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator, levels: tuple[float, ...],
-        generator: torch.Generator, called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
+        self, layer: LastLayer, head: LaplaceHead, estimator: Estimator,
+        levels_of: Callable[[torch.Tensor], tuple[float, ...]], generator: torch.Generator,
+        called: Callable[[int, int, int], None], shown: Callable[[torch.Tensor], None],
     ):  # fmt: skip
-        self.layer, self.head, self.estimator, self.levels = layer, head, estimator, levels
+        self.layer, self.head, self.estimator, self.levels_of = layer, head, estimator, levels_of
         self.generator, self.called, self.shown = generator, called, shown
         self.look = Look(layer, head, estimator.independent_guidance)
         self.states: list[State] = []
@@ -123,28 +124,25 @@ class Beside:
         model_options = model_options or {}
         sigma = float(timestep.flatten()[0])
         noise, signal = scales(self.sampling, sigma)
-        state = State(sigma, noise, signal, x.to("cpu", copy=True), x)
+        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
+        seen, variance = x.to("cpu", copy=True), None
         uncond: list[torch.Tensor] = []
         if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
         cache = step_cache(model_options)
         skipped = cache.total_steps_skipped if cache is not None else 0
-        if self.estimator.looks(state.level, self.schedule):
+        if self.estimator.looks(level(noise, signal), self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
-            found = self.look.variance(getattr(self.model_wrap, "cfg", None))
-            if found is not None:
-                state.variance = found.cpu()
+            variance = self.look.variance(getattr(self.model_wrap, "cfg", None))
         else:
             denoised = executor(x, timestep, model_options, seed)
         if cache is not None and cache.total_steps_skipped > skipped:
             return denoised  # not the network's word: to a member, which asks the network, it would look like a change
-        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
-        state.denoised = denoised.to("cpu", copy=True)
         if self.states:
-            self.states[-1].contraction = contraction(self.states[-1], state.x, signal, self.mask_on_cpu)
-        self.states.append(state)
+            self.states[-1].contraction = contraction(self.states[-1], seen, signal, self.mask_on_cpu)
+        self.states.append(State(sigma, noise, signal, seen, denoised.to("cpu", copy=True), variance=variance))
         self.uncond.append(uncond[0] if uncond else None)
         return denoised
 
@@ -166,8 +164,7 @@ class Beside:
         self.mask_on_cpu = None if denoise_mask is None else denoise_mask.cpu()
         self.sampling = model_wrap.inner_model.model_sampling
         self.noise_end, self.signal_end = scales(self.sampling, sigma_end)
-        levels = [scales(self.sampling, float(sigma)) for sigma in sigmas[:-1]]
-        self.schedule = [noise / max(signal, 1e-6) for noise, signal in levels]
+        self.schedule = [level(*scales(self.sampling, float(sigma))) for sigma in sigmas[:-1]]
         function = getattr(executor.class_obj, "sampler_function", None)
         self.sampler = getattr(function, "__name__", "").removeprefix("sample_")
         self.generator_state = torch.get_rng_state()
@@ -208,13 +205,13 @@ class Beside:
 
             def denoise(x: torch.Tensor) -> torch.Tensor:
                 restart_hooks(self.model_wrap)
-                level = torch.full((len(x),), sigma, device=x.device)
-                options = self.options["model_options"]
-                return comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)[0]
+                at, options = torch.full((len(x),), sigma, device=x.device), self.options["model_options"]
+                return comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, at, options)[0]
 
             positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
+        shape = variance.shape
         for state, variance in looked:
-            if positions is None:
+            if positions is None or variance.shape != shape:  # prompts for areas, at some levels only
                 state.variance = None
                 continue
             gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
@@ -225,8 +222,9 @@ class Beside:
         self.last_sigma = -math.inf
         self.expected_calls = self.estimator.calls(len(self.states))
         usable = [index for index, state in enumerate(self.states) if state.signal > 0]
-        along = [min(usable, key=lambda j: abs(math.log(max(self.states[j].sigma, 1e-9) / level)))
-                 for level in sorted(self.levels, reverse=True)] if usable else []  # fmt: skip
+        # Of several at one level the last: where a sampler of higher order corrects itself, that is what it keeps.
+        along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)), -j))
+                 for wanted in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
         if self.calls < self.expected_calls:  # fewer states were apart enough to choose
             self.called(self.calls, self.calls, len(self.states))
@@ -240,16 +238,14 @@ class Beside:
 
     def gain(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
         """Slope of the latent that the user sees in the sampler's x at a noise level, element by element."""
-        level, like = torch.full((1,), sigma), like.float()
-        one = torch.ones_like(like)
-        unscaled = self.sampling.inverse_noise_scaling(level, one)
-        unscaled = unscaled - self.sampling.inverse_noise_scaling(level, torch.zeros_like(like))
+        at, like = torch.full((1,), sigma), like.float()
+        unscaled = self.sampling.inverse_noise_scaling(at, torch.ones_like(like))
+        unscaled = unscaled - self.sampling.inverse_noise_scaling(at, torch.zeros_like(like))
         return unscaled * latent_gain(self.model_wrap.inner_model, like)
 
     def as_latent(self, state: State) -> torch.Tensor:
         """The noisy latent of a state as a stock sampler that stops there would return it."""
-        level = torch.full((1,), state.sigma)
-        unscaled = self.sampling.inverse_noise_scaling(level, state.x)
+        unscaled = self.sampling.inverse_noise_scaling(torch.full((1,), state.sigma), state.x)
         return self.model_wrap.inner_model.process_latent_out(unscaled.float())
 
     # ------------------------------------------------------------ what an estimator may ask, see NominalRun
@@ -258,22 +254,19 @@ class Beside:
         return self.head.draw(self.generator)
 
     def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
-        return self.predict(state, x, delta_w, self.options)
-
-    def predict(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None, options: dict) -> torch.Tensor:
         if state.sigma > self.last_sigma:
             restart_hooks(self.model_wrap)
         self.last_sigma = state.sigma
         sigma = torch.full((len(state.x),), state.sigma, device=self.device)
-        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, options["model_options"])
+        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, self.options["model_options"])
         nominal = state.x.to(self.device, self.dtype)
         change = x.to(self.device, self.dtype) - nominal
         nominal = nominal + (change if mask is None else change * mask)
         if delta_w is None:
-            denoised = self.model_wrap(nominal, sigma, **options)
+            denoised = self.model_wrap(nominal, sigma, **self.options)
         else:
             with self.layer.perturbed(delta_w):
-                denoised = self.model_wrap(nominal, sigma, **options)
+                denoised = self.model_wrap(nominal, sigma, **self.options)
         self.calls += 1
         self.called(self.calls, max(self.calls, self.expected_calls), len(self.states))
         if mask is not None:

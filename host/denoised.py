@@ -46,8 +46,8 @@ def denoised_variance(
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
         seen = look.variance(cfg)
         assert seen is not None, "a guided pair was seen"
-        variance = tail.variance_to_latent(seen) * gain.square()
-        found.append(variance * latent_gain(model.model, x).square())
+        variance = tail.variance_to_latent(seen) * gain.square().cpu()
+        found.append(variance * latent_gain(model.model, x).square().cpu())
 
     clone = model.clone()
     look.add_to(clone)

@@ -27,6 +27,8 @@ WRAPPER_KEY = "bayesdiff"
 DRAWS = 0x5EEDB4A7E5D1FF00
 # Members whose deviations are kept, to decode or to compare; more would only take memory.
 KEPT_MEMBERS = 16
+# Shares of the steps after which the trajectory is kept, unless other points of it are asked for.
+KEPT_SHARES = (0.2, 0.4, 0.6, 0.8)
 # A run samples one latent dict with the model that it is given, always from the same noise.
 Run = Callable[[ModelPatcher], dict]
 
@@ -36,12 +38,20 @@ class Wishes:
     """What a user may ask for beyond an estimate.
 
     Attributes:
-        levels: sigmas at which mean and variance of the noisy latent are kept, each at the nearest of the run.
+        levels: sigmas at which mean and variance of the noisy latent are kept, each at the nearest of the run. Without
+            any they are kept after some shares of the steps, which takes no call of the network: then every picture
+            can be resampled.
         map_preview: whether the preview shows the growing uncertainty over the picture once that is there.
     """
 
     levels: tuple[float, ...] = ()
     map_preview: bool = False
+
+    def levels_of(self, sigmas: torch.Tensor) -> tuple[float, ...]:
+        """The sigmas that are kept of a run with these noise levels."""
+        last = len(sigmas) - 1
+        steps = sorted({round(share * last) for share in KEPT_SHARES} - {0, last})
+        return self.levels or tuple(float(sigmas[step]) for step in steps)
 
 
 class Progress:
@@ -53,12 +63,14 @@ class Progress:
         runs: sampling runs to come.
         extra: calls to come after the runs, from the number of those of one.
         map_preview: see :class:`Wishes`.
+        stage: which part of how many this is of what the node does, from 0; each has the same share of the bar.
     """
 
     def __init__(
-        self, model: ModelPatcher, runs: int, extra: Callable[[int], int] = lambda count: 0, map_preview: bool = False
-    ):
-        self.runs, self.extra, self.map_preview, self.finished = runs, extra, map_preview, 0
+        self, model: ModelPatcher, runs: int, extra: Callable[[int], int] = lambda count: 0, map_preview: bool = False,
+        stage: tuple[int, int] = (0, 1),
+    ):  # fmt: skip
+        self.runs, self.extra, self.map_preview, self.finished, self.stage = runs, extra, map_preview, 0, stage
         # What the sampler last predicted in the first run, in model space, and the host's preview of it.
         self.denoised: torch.Tensor | None = None
         self.picture: Image.Image | None = None
@@ -83,8 +95,9 @@ class Progress:
         self.update(before + done, before + total)
 
     def update(self, value: int, total: int, preview=None) -> None:
-        self.value, self.total = value, total
-        self.bar.update_absolute(value, total, preview)
+        before, stages = self.stage
+        self.value, self.total = before * total + value, stages * total
+        self.bar.update_absolute(self.value, self.total, preview)
 
     def show(self, variance: torch.Tensor) -> None:
         """Show the uncertainty so far, as the user wished it, over the last preview of the first picture."""
@@ -122,13 +135,13 @@ def run_within(
     progress: Progress,
     context: Callable[[], AbstractContextManager] = nullcontext,
     beside: Beside | None = None,
-    levels: tuple[float, ...] = (),
+    levels_of: Callable[[torch.Tensor], tuple[float, ...]] = lambda sigmas: (),
 ) -> tuple[dict, list[tuple[float, torch.Tensor]]]:
     """Do one sampling run with a clone of ``model``, inside ``context`` and counted by ``progress``.
 
     Returns:
-        what the run returns, and sigma and noisy latent of the steps that start nearest to ``levels``, the latter as a
-        stock sampler that stops there would return it.
+        what the run returns, and sigma and noisy latent of the steps that start nearest to the levels that
+        ``levels_of`` chooses of the run's noise levels, the latter as a stock sampler that stops there would return it.
     """
     passed: list[tuple[float, torch.Tensor]] = []
 
@@ -136,7 +149,7 @@ def run_within(
         executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None,
         **options,
     ):  # fmt: skip
-        wanted, levels_of_steps = nearest_steps(sigmas, levels), sigmas.tolist()
+        wanted, levels_of_steps = nearest_steps(sigmas, levels_of(sigmas)), sigmas.tolist()
 
         def step(number, denoised, x, total_steps):
             for _ in range(wanted.count(number)):
@@ -159,7 +172,7 @@ def run_within(
 
 def sample_with_uncertainty(
     run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Estimator | Ensemble, seed: int,
-    wishes: Wishes = Wishes(),
+    wishes: Wishes = Wishes(), stage: tuple[int, int] = (0, 1),
 ) -> tuple[dict, dict, Uncertainty]:  # fmt: skip
     """Sample once with the model's own weights, and see beside it what draws of its last layer change.
 
@@ -167,15 +180,16 @@ def sample_with_uncertainty(
         run: the sampling run. It is the stock sampler's own, so the latent is the stock sampler's bit for bit.
         layer: last layer of ``model``, from :func:`~.last_layer.check_head`.
         seed: seed of the draws; they come from a generator of their own.
+        stage: see :class:`Progress`.
 
     Returns:
         the latent dict of the run, that of its last prediction of ``denoised``, and the uncertainty of the former.
     """
     generator = torch.Generator().manual_seed(seed ^ DRAWS)
     if isinstance(estimator, Ensemble):
-        latent, denoised, found = sample_with_ensemble(run, model, layer, head, estimator, generator, wishes)
+        latent, denoised, found = sample_with_ensemble(run, model, layer, head, estimator, generator, wishes, stage)
     else:
-        latent, denoised, found = sample_beside(run, model, layer, head, estimator, generator, wishes)
+        latent, denoised, found = sample_beside(run, model, layer, head, estimator, generator, wishes, stage)
     if denoised is None:
         denoised = latent
     else:
@@ -192,11 +206,11 @@ def sample_with_uncertainty(
 
 def sample_with_ensemble(
     run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Ensemble,
-    generator: torch.Generator, wishes: Wishes,
+    generator: torch.Generator, wishes: Wishes, stage: tuple[int, int],
 ) -> tuple[dict, torch.Tensor | None, dict]:  # fmt: skip
     """The latent dict of the run, its last ``denoised`` in model space, and fields of its uncertainty."""
-    progress = Progress(model, 1 + estimator.members, map_preview=wishes.map_preview)
-    latent, passed = run_within(run, model, progress, levels=wishes.levels)
+    progress = Progress(model, 1 + estimator.members, map_preview=wishes.map_preview, stage=stage)
+    latent, passed = run_within(run, model, progress, levels_of=wishes.levels_of)
     found, points = EnsembleVariance(latent["samples"]), [EnsembleVariance(x) for _, x in passed]
     deviations = []
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
@@ -204,7 +218,7 @@ def sample_with_ensemble(
         for _ in range(estimator.members):
             delta = head.draw(generator)
             member, on_the_way = run_within(
-                run, model, progress, lambda delta=delta: layer.perturbed(delta), levels=wishes.levels
+                run, model, progress, lambda delta=delta: layer.perturbed(delta), levels_of=wishes.levels_of
             )
             found.add(member["samples"])
             for point, (_, x) in zip(points, on_the_way):
@@ -227,11 +241,11 @@ def sample_with_ensemble(
 
 def sample_beside(
     run: Run, model: ModelPatcher, layer: LastLayer, head: LaplaceHead, estimator: Estimator,
-    generator: torch.Generator, wishes: Wishes,
+    generator: torch.Generator, wishes: Wishes, stage: tuple[int, int],
 ) -> tuple[dict, torch.Tensor | None, dict]:  # fmt: skip
     """The latent dict of the run, its last ``denoised`` in model space, and fields of its uncertainty."""
-    progress = Progress(model, 1, estimator.calls, wishes.map_preview)
-    beside = Beside(layer, head, estimator, wishes.levels, generator, progress.call, progress.show)
+    progress = Progress(model, 1, estimator.calls, wishes.map_preview, stage)
+    beside = Beside(layer, head, estimator, wishes.levels_of, generator, progress.call, progress.show)
     latent, _ = run_within(run, model, progress, beside=beside)
     nothing = torch.zeros_like(latent["samples"])
     # A run of no steps finds none.

@@ -9,6 +9,8 @@ from .mask import UncertaintyToMask
 from .options import UncertaintyOptionsNode
 from .plot import UncertaintyPlot
 from .renoise import UncertaintyWithoutHead
+from .repair import Repair
+from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
 
@@ -20,6 +22,8 @@ NODES = [
     KSamplerAdvancedBayesDiff,
     SamplerCustomBayesDiff,
     KSamplerBestOfN,
+    Resample,
+    Repair,
     UncertaintyOptionsNode,
     UncertaintyWithoutHead,
     UncertaintyMap,

@@ -141,7 +141,7 @@ def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
     layer, head = find_last_layer(setup.model), random_head(find_last_layer(setup.model))
     sampled = Setup(**vars(setup) | {"cfg": cfg})
     estimator = Deviations(STEPS, fixed_members=1)
-    beside = Beside(layer, head, estimator, (), torch.Generator(), lambda *_: None, lambda *_: None)
+    beside = Beside(layer, head, estimator, lambda sigmas: (), torch.Generator(), lambda *_: None, lambda *_: None)
     progress = Progress(setup.model, 1)
     latent, _ = run_within(lambda model: {"samples": sampled.stock(model)}, setup.model, progress, beside=beside)
     assert torch.equal(latent["samples"], sampled.stock())

@@ -371,7 +371,10 @@ def test_the_trajectory_at_chosen_sigmas(demo, demo_head, quality):
         )[0]
         assert torch.allclose(moment.latent, stopped["samples"], rtol=1e-4, atol=1e-4)
         assert moment.variance.shape == moment.latent.shape and (moment.variance > 0).all()
-    assert not ours(demo, demo_head, EMPTY, quality=quality)[1].trajectory
+    unasked = ours(demo, demo_head, EMPTY, steps=8, quality=quality)[1]
+    assert [moment.sigma for moment in unasked.trajectory] == pytest.approx(sigmas[[2, 3, 5, 6]].tolist())
+    assert torch.equal(unasked.trajectory[1].variance, found.trajectory[0].variance)
+    assert not ours(demo, demo_head, EMPTY, steps=1, quality=quality)[1].trajectory
 
 
 @pytest.mark.parametrize("quality", ["balanced", "ensemble"])

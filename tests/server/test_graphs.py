@@ -7,18 +7,14 @@ import dataclasses
 import json
 import shutil
 import threading
-from pathlib import Path
 
 import comfy_server
-import make_workflows
 import numpy
 import pytest
 import safetensors.torch
 import torch
 from bayesdiff.bayesdiff_core.storage import load_head, save_head
 from PIL import Image
-
-GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
 
 
 def node(class_type: str, **inputs) -> dict:
@@ -70,51 +66,13 @@ def scores(entry) -> list[float]:
     return [float(text) for text in entry["outputs"]["scores"]["text"]]
 
 
-# ---------------------------------------------------------------- the main job
-
-
-@pytest.fixture(scope="module")
-def quickstart(server):
-    graph = json.loads((GRAPHS / "quickstart.json").read_text(encoding="utf-8"))
-    return server.files(server.run(graph))
-
-
 def pixels(path) -> numpy.ndarray:
     return numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255
 
 
-def test_quickstart_makes_samples_maps_masks_and_repairs(quickstart):
-    assert [len(paths) for paths in quickstart.values()] == [4] * 6
-    samples, heat_maps, masks, stitched = (quickstart[node_id] for node_id in ("13", "14", "16", "18"))
-    for sample, heat_map, mask, pair in zip(samples, heat_maps, masks, stitched):
-        assert pixels(sample).shape == pixels(heat_map).shape == (128, 128, 3)
-        assert pixels(heat_map).mean(2).std() > 0.05, "the map has structure"
-        share = pixels(mask)[..., 0].mean()
-        assert 0.15 <= share < 0.6
-        before, after = pixels(pair)[:, :128], pixels(pair)[:, -128:]
-        assert numpy.abs(before - pixels(sample)).max() < 0.01
-        change = numpy.abs(before - after).mean(2)
-        inside = pixels(mask)[..., 0] > 0.5
-        assert change[inside].mean() > 0.01, "the repair changes what is masked"
-        assert change[~inside].mean() < 0.5 * change[inside].mean(), "and little else"
-
-
-def test_workflow_of_the_template_browser_is_the_tested_graph(server):
-    folder = Path(__file__).resolve().parents[2] / "workflows"
-    object_info = server.object_info()
-    names = {path.stem for path in folder.glob("*.json")}
-    assert names == {path.stem for path in GRAPHS.glob("*.json")}
-    for name in names:
-        workflow = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        graph = json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
-        assert make_workflows.to_api(workflow, object_info) == graph
-        assert (folder / f"{name}.jpg").exists(), "every template has a thumbnail"
-        assert server.get("/api/workflow_templates")["BayesDiff"].count(name) == 1
-
-
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 15
+    assert len(ours) == 17
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
@@ -204,6 +162,31 @@ def test_progress_counts_all_calls(server, quality, total, totals):
     values = [value for node_id, value, maximum in seen if node_id == quality and maximum == total]
     assert values == sorted(values) and values[-1] == total
     assert {maximum for node_id, _, maximum in seen if node_id == quality} <= totals
+
+
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("estimator", ["as quality says", "tangents", "moments", "paper"])
+def test_options_of_experts(server, estimator):
+    """Another estimator, and the trajectory at chosen sigmas, drawn as a curve."""
+    graph = with_sampler(base_graph(), seed=91)
+    graph["sigmas"] = node("BasicScheduler", model=["demo", 0], scheduler="normal", steps=6, denoise=1.0)
+    graph["options"] = node(
+        "BayesDiffUncertaintyOptions", estimator=estimator, members=2, states=4, every=2, draws=2,
+        preview="uncertainty", sigmas=["sigmas", 0],
+    )  # fmt: skip
+    graph["ours"]["inputs"]["options"] = ["options", 0]
+    graph["plot"] = node(
+        "BayesDiffUncertaintyPlot", uncertainty=["ours", 1], plot="uncertainty over sigma", score="mean std",
+        width=400, height=256,
+    )  # fmt: skip
+    graph["curve"] = node("PreviewImage", images=["plot", 0])
+    outputs = server.run(graph)
+    latent = saved_latent(server, outputs)
+    assert torch.equal(latent, saved_latent(server, server.run(stock_graph(f"options_{estimator}", seed=91))))
+    assert float(outputs["scores"]["text"][0].strip("[]").split(",")[0]) > 0
+    assert len(outputs["curve"]["images"]) == 1
 
 
 # ---------------------------------------------------------------- reading an uncertainty
@@ -338,6 +321,50 @@ def test_best_of_n_and_a_filter_without_a_head(server):
     assert entry["outputs"]["show_words"]["text"][0].startswith("Kept 4 of 6, ranked after 3 of 6 steps")
     with pytest.raises(comfy_server.PromptRejected, match="Expected scores or an uncertainty to rank by, got neither"):
         server.queue(filtered(base_graph(), 1))
+
+
+# ---------------------------------------------------------------- vary and repair
+
+
+def test_variations_of_the_best_picture_and_a_repair_of_all(server):
+    """Filtered with its uncertainty, a picture is varied inside a mask; beside it the whole batch is mended."""
+    graph = with_sampler(base_graph(), quality="draft", seed=91)
+    run = {key: value for key, value in (CONNECTIONS | SETTINGS).items() if key != "latent_image"}
+    graph = filtered(graph, 1, scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0])
+    graph = {name: step for name, step in graph.items() if name not in ("show_kept", "show_dropped", "show_sheet")}
+    graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["filter", 5], area=0.3, grow=0, blur=0.0)
+    graph["vary"] = node(
+        "BayesDiffResample", **run, latent_image=["filter", 0], uncertainty=["filter", 5], start_at=0.6, variations=3,
+        strength=2.0, include_original=True, mask=["mask", 0],
+    )  # fmt: skip
+    graph["repair"] = node(
+        "BayesDiffRepair", **(run | dict(denoise=0.5)), latent_image=["ours", 0], head=["fit", 0], quality="draft",
+        rounds=1, area=0.15, grow=8, method="inpaint", uncertainty=["ours", 1],
+    )  # fmt: skip
+    shown = {"varied": ["vary", 0], "candidates": ["repair", 3], "best": ["repair", 0]}
+    for name, source in shown.items():
+        graph[f"{name}_pictures"] = node("VAEDecode", samples=source, vae=["demo", 3])
+        graph[f"show_{name}"] = node("PreviewImage", images=[f"{name}_pictures", 0])
+    graph["show_masks"] = node("MaskPreview", mask=["repair", 4])
+    graph["show_words"] = node("PreviewAny", source=["repair", 5])
+    entry = server.run(graph)
+    files = server.files(entry)
+    varied, candidates, best, masks = (
+        [pixels(path) for path in files[f"show_{name}"]] for name in ("varied", "candidates", "best", "masks")
+    )
+    assert (len(varied), len(candidates), len(best), len(masks)) == (4, 4, 2, 4)
+    original, *others = varied
+    assert original.std() > 0.1 and all(numpy.abs(other - original).max() > 0.05 for other in others)
+    assert [mask.mean() > 0.1 for mask in masks] == [False, True, False, True]
+    words = entry["outputs"]["show_words"]["text"][0].splitlines()
+    assert len(words) == 3
+    for picture, line in enumerate(words[:2]):
+        expected = candidates[2 * picture + line.endswith("kept.")]
+        assert numpy.abs(best[picture] - expected).max() < 0.02
+    del graph["vary"]["inputs"]["mask"]
+    graph["vary"]["inputs"]["steps"] = 9
+    with pytest.raises(comfy_server.PromptFailed, match="no step at its sigma .*; set steps"):
+        server.run(graph)
 
 
 # ---------------------------------------------------------------- heads on disk

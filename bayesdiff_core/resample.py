@@ -1,0 +1,43 @@
+"""Draws of the noisy latent at a point of the trajectory, to go on from: the paper's rectify and augment.
+
+Kou et al. 2024, section 3.4: ``x_t ~ N(E_t, V_t)``, pixel by pixel, then the sampler finishes. Of a good picture that
+gives variations, of a bad one another chance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .uncertainty import Moment, Uncertainty
+
+
+def nearest_moment(uncertainty: Uncertainty, sigma: float) -> Moment:
+    """The point of the trajectory that is nearest to a noise level, by its logarithm.
+
+    Raises:
+        ValueError: the uncertainty has no trajectory.
+    """
+    moments = [moment for moment in uncertainty.trajectory if moment.sigma > 0]
+    if not moments:
+        raise ValueError(
+            f"Expected an uncertainty that keeps its trajectory, got one of '{uncertainty.estimator}' that has none; "
+            "take it from a sampler (BayesDiff), or connect sigmas to its Uncertainty Options."
+        )
+    return min(moments, key=lambda moment: abs(math.log(moment.sigma / max(sigma, 1e-9))))
+
+
+def draw_latent(
+    moment: Moment, strength: float, generator: torch.Generator, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One draw of the noisy latent, of the shape of ``moment.latent``.
+
+    Args:
+        strength: what the standard deviation is multiplied by; 1 is the paper's draw, 0 gives the run's own latent.
+        mask: broadcasts to the latent; the standard deviation is multiplied by it.
+    """
+    std = strength * moment.variance.clamp(min=0).sqrt()
+    if mask is not None:
+        std = std * mask
+    return moment.latent + std * torch.randn(std.shape, generator=generator)
