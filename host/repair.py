@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import prepare_mask
-from nodes import common_ksampler
+from nodes import common_ksampler  # pyright: ignore[reportAttributeAccessIssue], the host's, not ours
 
 from ..bayesdiff_core import rank
 from ..bayesdiff_core.estimators import Estimator
@@ -66,7 +66,8 @@ def repair(
     Returns:
         the uncertainty of the best, whose ``latent`` they are, and what was tried.
     """
-    stages, levels, step = 1 + 2 * rounds, (), 0
+    stages, step = 1 + 2 * rounds, 0
+    levels: tuple[float, ...] = tuple()
     if rectify and rounds:
         settings, step, levels = from_step(model, settings)
 
@@ -82,7 +83,7 @@ def repair(
         mask = mask_of(first if number == 1 and first is not None else best)
         seed_of_round = (seed + number) % 2**64
 
-        def run(model, best=best, mask=mask, seed=seed_of_round):
+        def run(model, best: Uncertainty = best, mask: torch.Tensor = mask, seed: int = seed_of_round) -> dict:
             if rectify:
                 return {"samples": redraw(model, settings, best, step, levels[0], seed, mask)}
             return inpaint(model, settings, latent | {"samples": best.latent, "noise_mask": mask}, seed)
@@ -103,7 +104,7 @@ def inpaint(model: ModelPatcher, settings: Settings, latent: dict, seed: int) ->
     )[0]  # fmt: skip
 
 
-def from_step(model: ModelPatcher, settings: Settings) -> tuple[Settings, int, tuple[float]]:
+def from_step(model: ModelPatcher, settings: Settings) -> tuple[Settings, int, tuple[float, ...]]:
     """Settings of the whole schedule, the step that ``denoise`` leads to, and its noise level."""
     share, settings = 1 - settings.denoise, dataclasses.replace(settings, denoise=1.0)
     sigmas = settings.sigmas(model)
