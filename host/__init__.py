@@ -10,6 +10,9 @@
 ``sampling``    runs the stock sampler and finds the uncertainty beside it
 ``beside``      what an estimator sees of a run, and how it calls the network
 ``best_of_n``   ranks many pictures early and finishes the best
+``given``       the uncertainty of pictures that are there already
+``resample``    variations drawn from the trajectory of a run
+``repair``      mends the least certain part and keeps the better picture
 ``renoising``   noises finished latents again, for an uncertainty without a head
 ``decode``      pictures of latents and of members, and their features
 ``selection``   some pictures of a batch, in the host's own formats

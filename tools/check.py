@@ -90,19 +90,29 @@ def archive(host_python: str) -> Iterator[str]:
             yield from (f"the archive lacks {name}" for name in NEEDED if name not in names)
             for name in names:
                 if name.endswith(".py"):
-                    source = packed.read(name).decode()
-                    yield from dangers(name, source)
-                    if odd := sorted({letter for letter in source if not letter.encode("cp1252", "ignore")}):
-                        yield f"{name} has {' '.join(odd)}, which Western Windows cannot print; spell it out"
+                    yield from dangers(name, packed.read(name).decode())
             size = ARCHIVE.stat().st_size / 2**20
             print(f"the archive: {len(names)} files, {size:.1f} MiB")
             if size > LARGEST_MIB:
                 yield f"the archive has {size:.0f} MiB, more than {LARGEST_MIB}"
             pack = ["-c", LOAD_PACK, folder]
+            yield from comfy_test(Path(folder))
             if subprocess.run([host_python, *pack], cwd=os.environ["BAYESDIFF_COMFYUI"]).returncode:
                 yield "the unpacked archive does not load in ComfyUI, see above"
     finally:
         ARCHIVE.unlink()
+
+
+def comfy_test(pack: Path) -> Iterator[str]:
+    """comfy-test's levels that need no server: SYNTAX, JAVASCRIPT and HAZARDS."""
+    from comfy_test.orchestration.levels import hazards
+
+    command = [sys.executable, "-c", "from comfy_test.cli import main; main()", "lint"]
+    result = subprocess.run(command, cwd=pack, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    if result.returncode or "[SYNTAX] PASSED" not in result.stdout:
+        yield f"comfy-test lint says:\n{result.stdout}"
+    for _, name, about, find in hazards.CHECKS:
+        yield from (f"comfy-test, hazard {name} ({about}): {found}" for found in find(pack))
 
 
 # Run by the host's Python: the archive alone, its nodes and its demo model.
