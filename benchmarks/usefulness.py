@@ -1,6 +1,6 @@
 """Does the uncertainty find bad pictures and bad regions, and does acting on it help? In one run.
 
-    python dev.py bench usefulness [--models demo,fashion] [--prompts 16] [--pictures 8] [--seed 1]
+    python dev.py bench usefulness [--models demo,fashion] [--prompts 10] [--pictures 8] [--seed 1]
                                    [--tests filtering,bad_samples,bad_regions,repair,best_of_n] [--json PATH] [--docs]
 
 On the demo model and a rectified flow of garments, with judges that know nothing of either, see tools/judges.py.
@@ -29,7 +29,7 @@ from bayesdiff.bayesdiff_core.estimators.paper import Paper  # noqa: E402
 from bayesdiff.bayesdiff_core.maps import colour_map, normalise_map, resize_map  # noqa: E402
 from bayesdiff.bayesdiff_core.masks import most_uncertain_area  # noqa: E402
 from bayesdiff.bayesdiff_core.scores import DEFAULT, SCORES  # noqa: E402
-from bayesdiff.bayesdiff_core.uncertainty import Uncertainty  # noqa: E402
+from bayesdiff.bayesdiff_core.uncertainty import Uncertainty, std_of  # noqa: E402
 from bayesdiff.host.best_of_n import best_of_n as of_n  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
@@ -40,6 +40,7 @@ from bayesdiff.nodes.best_of_n import RANKINGS  # noqa: E402
 from bayesdiff.nodes.sampler import QUALITIES  # noqa: E402
 from fashion_model import kinds, load_fashion_model  # noqa: E402
 from figures_of_merit import (  # noqa: E402
+    Manifold,
     auroc,
     bootstrap_error,
     frechet_distance,
@@ -48,7 +49,7 @@ from figures_of_merit import (  # noqa: E402
     worst_share,
 )
 from frontier import gradient_energy  # noqa: E402
-from judges import EmojiJudge, GarmentJudge, Verdict  # noqa: E402
+from judges import EmojiJudge, GarmentJudge  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 DOCS = in_process.ROOT / "docs"
@@ -132,19 +133,22 @@ class Bench:
     def sample(self, estimators: list[str]) -> None:
         """``count`` pictures of every prompt by every estimator, and the judge's verdict."""
         parts: dict[str, list[Uncertainty]] = {}
-        for prompt, positive in enumerate(self.conditions):
+        for prompt in range(len(self.names)):
             run = self.run(prompt, self.empty(self.count), self.seed * 1000 + prompt)
             for estimator in estimators:
                 parts.setdefault(estimator, []).append(self.uncertain(run, estimator))
             latent = parts[estimators[0]][-1].latent
-            parts.setdefault("re-noising", []).append(
-                renoise(self.model, latent, positive, self.negative, self.setting.cfg, 0.5, 0.5, 1, 5, seed=0)
-            )
+            parts.setdefault("re-noising", []).append(self.renoised(latent, prompt))
         self.found = {name: rank.join(of_prompts) for name, of_prompts in parts.items()}
         self.latents = self.found[estimators[0]].latent
         self.groups = torch.arange(len(self.names)).repeat_interleave(self.count)
         self.pictures = self.decode(self.latents)
         self.verdict = self.judge.judge(self.pictures, self.kinds[self.groups])
+
+    def renoised(self, latent: torch.Tensor, prompt: int) -> Uncertainty:
+        """Uncertainty without a head, by the node's own settings."""
+        prompts = self.conditions[prompt], self.negative
+        return renoise(self.model, latent, *prompts, self.setting.cfg, 0.5, 0.5, 1, 5, seed=0)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents)[..., :3].float().cpu()
@@ -160,11 +164,6 @@ class Bench:
         table["control", "gradient energy"] = gradient_energy(self.latents).mean((1, 2))
         table["control", "random"] = torch.rand(len(self.latents), generator=torch.Generator().manual_seed(3))
         return table
-
-    def qualities(self, verdict: Verdict) -> dict[str, torch.Tensor]:
-        """What the judge says, ``(n,)`` each, higher is better."""
-        found = {"nearness": -verdict.distance}
-        return found if verdict.confidence is None else found | {"confidence": verdict.confidence}
 
     def row(self, test: str, score: str, value: float, control: float | None, error: float, **more) -> dict:
         row = {"test": test, "model": self.name, "score": score, "default": False}
@@ -191,11 +190,12 @@ def filtering(bench: Bench) -> list[dict]:
     of all pictures together.
     """
     features, reference = bench.verdict.features, bench.judge.reference
+    manifold = Manifold(reference)
     scores, rows, cost = bench.scores(), [], costs(bench)
     together = torch.zeros_like(bench.groups)
 
     def measures(kept: torch.Tensor) -> dict[str, float]:
-        precision, recall = precision_and_recall(features[kept], reference)
+        precision, recall = precision_and_recall(Manifold(features[kept]), manifold)
         return {
             "Frechet distance": frechet_distance(features[kept], reference),
             "precision": precision,
@@ -229,10 +229,10 @@ def bad_samples(bench: Bench) -> list[dict]:
     """
     scores, rows, cost = bench.scores(), [], costs(bench)
     verdicts = []
-    for name, quality in bench.qualities(bench.verdict).items():
+    for name, quality in bench.verdict.qualities.items():
         bad = worst_share(quality, BAD)
         if name == "confidence":
-            bad |= bench.judge.is_wrong(bench.verdict, bench.kinds[bench.groups])
+            bad |= bench.verdict.wrong
         verdicts += [(name, "all", bad), (name, "prompt", ranks_within(quality, bench.groups) <= BAD)]
     for quality, among, bad in verdicts:
         values = {key: ranks_within(value, bench.groups) if among == "prompt" else value.double()
@@ -253,9 +253,9 @@ def bad_samples(bench: Bench) -> list[dict]:
 
 @dataclasses.dataclass
 class Plant:
-    """Pictures with a fault of known place: where ``(n, h, w)``, and what was sampled."""
+    """Pictures of a prompt with a fault of known place: where ``(n, h, w)``, and what was sampled."""
 
-    kind: str
+    prompt: int
     where: torch.Tensor
     found: Uncertainty
 
@@ -291,7 +291,7 @@ def plant(bench: Bench, kind: str, prompt: int, count: int) -> Plant:
         inside = nodes.ConditioningSetMask().append(other, mask, "default", 1.0)[0]
         outside = nodes.ConditioningSetMask().append(bench.conditions[prompt], 1 - mask, "default", 1.0)[0]
         run = bench.run(prompt, bench.empty(count), seed, positive=[*outside, *inside])
-        return Plant(kind, where, bench.uncertain(run))
+        return Plant(prompt, where, bench.uncertain(run))
     half_way = bench.run(prompt, bench.empty(count), seed, last_step=PLANT_STEP)(bench.model)
     x = half_way["samples"]
     if kind == "patch":
@@ -300,13 +300,14 @@ def plant(bench: Bench, kind: str, prompt: int, count: int) -> Plant:
         other = x.mean() + x.std() * torch.randn(x.shape, generator=generator)
     disturbed = half_way | {"samples": torch.where(where[:, None] > 0, other, x)}
     run = bench.run(prompt, disturbed, seed, disable_noise=True, start_step=PLANT_STEP)
-    return Plant(kind, where, bench.uncertain(run))
+    return Plant(prompt, where, bench.uncertain(run))
 
 
 def bad_regions(bench: Bench, prompts: int = 4, count: int = 6) -> list[dict]:
-    """AUROC, cell by cell, of the map against the place of a planted fault; mean over pictures.
+    """AUROC, cell by cell, of maps against the place of a planted fault; mean over pictures.
 
-    The control is the map of the latent's gradient energy; rows of it are there too, with chance as theirs.
+    Of the map itself, of the members before moderation, and of re-noising. The control is the gradient energy of the
+    latent; rows of it are there too, with chance as theirs.
     """
     rows, bench.plants = [], {}
     for kind in ("patch", "noise", "prompt"):
@@ -316,13 +317,15 @@ def bad_regions(bench: Bench, prompts: int = 4, count: int = 6) -> list[dict]:
         bench.plants[kind] = plants[0]
         maps = {
             "map": torch.cat([each.found.std_map() for each in plants]),
+            "members alone": torch.cat([std_of(each.found.deviations.square().mean(0)) for each in plants]),
+            "re-noising": torch.cat([bench.renoised(each.found.latent, each.prompt).std_map() for each in plants]),
             "gradient energy": torch.cat([gradient_energy(each.found.latent) for each in plants]),
         }
         where = torch.cat([each.where for each in plants]).flatten(1) > 0
         values = {name: torch.tensor([auroc(m.flatten(), inside) for m, inside in zip(found, where)])
                   for name, found in maps.items()}  # fmt: skip
         for name, value in values.items():
-            control = float(values["gradient energy"].mean()) if name == "map" else 0.5
+            control = 0.5 if name == "gradient energy" else float(values["gradient energy"].mean())
             rows.append(
                 bench.row("bad_regions", name, float(value.mean()), control, standard_error(value))
                 | dict(estimator="balanced", measure=kind, default=name == "map", pictures=len(value))
@@ -373,7 +376,7 @@ def repair(bench: Bench, count: int = 2) -> list[dict]:
     pictures = {name: bench.decode(latent) for name, latent in latents.items()}
     bench.repaired = pictures, mask
     asked = bench.kinds[bench.groups[index]]
-    judged = {name: bench.qualities(bench.judge.judge(picture, asked)) for name, picture in pictures.items()}
+    judged = {name: bench.judge.judge(picture, asked).qualities for name, picture in pictures.items()}
     scores = bench.found[DEFAULT_ESTIMATOR].scores()
     unsure = ranks_within(scores, bench.groups)[index] > 0.5
     rows = []
@@ -414,7 +417,7 @@ def best_of_n(bench: Bench) -> list[dict]:
         scored.append(1 - (found.ranking + found.finishing) / (found.whole * bench.found["draft"].cost))
         final.append((first + rank.rank(scores[first : first + bench.count])[:keep]).tolist())
     rows = []
-    for measure, quality in bench.qualities(bench.verdict).items():
+    for measure, quality in bench.verdict.qualities.items():
         quality = quality.double()
         mean = quality.reshape(len(bench.names), -1).mean(1)
         early, late = (quality[torch.tensor(chosen)].mean(1) - mean for chosen in (kept, final))
@@ -623,7 +626,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(SETTINGS))
     parser.add_argument("--tests", type=lambda text: text.split(","), default=list(TESTS))
-    parser.add_argument("--prompts", type=int, default=16, help="at most so many of a model's prompts")
+    parser.add_argument("--prompts", type=int, default=10, help="at most so many of a model's prompts")
     parser.add_argument("--pictures", type=int, default=8, help="pictures a prompt")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -645,14 +648,14 @@ def main() -> None:
         for test in arguments.tests:
             found = tests[test](bench)
             rows += found
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=1))
             print("\n".join(tables(found)), f"\n{test}: {time.monotonic() - start:.0f} s so far", flush=True)
         if arguments.docs:
             for drawing, needs in (("batches", "latents"), ("plants", "plants"), ("repairs", "repaired")):
                 if hasattr(bench, needs):
                     path = DOCS / "images" / f"usefulness_{drawing}_{name}.png"
                     DRAWINGS[drawing](bench).save(path, optimize=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
     if arguments.docs:
         write_docs(rows, "python dev.py bench usefulness --docs")
 

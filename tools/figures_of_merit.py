@@ -21,18 +21,24 @@ def frechet_distance(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((means[0] - means[1]).square().sum() + first.square().sum() + second.square().sum() - 2 * root)
 
 
-def precision_and_recall(found: torch.Tensor, reference: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of ``found`` ``(n, d)`` within the manifold of ``reference`` ``(m, d)``, and the reverse.
+class Manifold:
+    """The union of balls around points ``(n, d)``, each as far as its k-th nearest other one.
 
-    A manifold is the union of balls around its points that reach to the k-th nearest other point (Kynkäänniemi et al.
-    2019).
+    Kynkäänniemi et al. 2019, equation 1.
     """
 
-    def share_within(points: torch.Tensor, of: torch.Tensor) -> float:
-        radii = torch.cdist(of, of).kthvalue(neighbours + 1).values  # the nearest is the point itself
-        return float((torch.cdist(points, of) <= radii).any(1).double().mean())
+    def __init__(self, points: torch.Tensor, neighbours: int = 3):
+        self.points = points
+        self.radii = torch.cdist(points, points).kthvalue(neighbours + 1).values  # the nearest is the point itself
 
-    return share_within(found, reference), share_within(reference, found)
+    def share_within(self, points: torch.Tensor) -> float:
+        """Share of ``points`` ``(m, d)`` that lie in it."""
+        return float((torch.cdist(points, self.points) <= self.radii).any(1).double().mean())
+
+
+def precision_and_recall(found: Manifold, reference: Manifold) -> tuple[float, float]:
+    """Share of the points found within the manifold of the reference, and the reverse."""
+    return reference.share_within(found.points), found.share_within(reference.points)
 
 
 def auroc(scores: torch.Tensor, bad: torch.Tensor) -> float:
@@ -48,10 +54,14 @@ def auroc(scores: torch.Tensor, bad: torch.Tensor) -> float:
 
 
 def bootstrap_error(statistic: Callable[[torch.Tensor], float], count: int, draws: int = 200) -> float:
-    """Standard error of ``statistic(index)`` over samples drawn anew with replacement from ``count``, seed 0."""
+    """Standard error of ``statistic(index)`` over samples drawn anew with replacement from ``count``, seed 0.
+
+    Samples for which the statistic is not a number (of one kind alone) do not count.
+    """
     generator = torch.Generator().manual_seed(0)
     values = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(draws)]
-    return float(torch.tensor(values, dtype=torch.float64).std())
+    values = torch.tensor(values, dtype=torch.float64)
+    return float(values[values.isfinite()].std())
 
 
 def worst_share(quality: torch.Tensor, share: float) -> torch.Tensor:

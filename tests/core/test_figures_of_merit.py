@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from figures_of_merit import (
+    Manifold,
     auroc,
     bootstrap_error,
     frechet_distance,
@@ -37,10 +38,11 @@ def test_frechet_distance_is_that_of_gaussians(generator):
 def test_precision_falls_off_the_manifold_and_recall_with_what_is_missing():
     line = torch.stack([torch.arange(100.0), torch.zeros(100)], 1)
     half = line[:50] + 0.1
-    assert precision_and_recall(line, line) == (1.0, 1.0)
-    assert precision_and_recall(half, line) == (1.0, pytest.approx(0.53, abs=0.02))
+    whole = Manifold(line)
+    assert precision_and_recall(whole, whole) == (1.0, 1.0)
+    assert precision_and_recall(Manifold(half), whole) == (1.0, pytest.approx(0.53, abs=0.02))
     strayed = torch.cat([half[:40], half[40:] + 1000])
-    assert precision_and_recall(strayed, line)[0] == pytest.approx(0.8)
+    assert precision_and_recall(Manifold(strayed), whole)[0] == pytest.approx(0.8)
 
 
 def test_auroc_counts_pairs(generator):
