@@ -25,7 +25,6 @@ FILES = {
     "sdxl": {"1": ["ckpt_name"]},
     "flux": {"1": ["unet_name"], "2": ["clip_name1", "clip_name2"], "3": ["vae_name"]},
 }
-RUNNABLE = sorted(GRAPHS.keys() - FILES)
 # Standard deviation of a picture's values from 0 to 1, below which it counts as blank.
 NOT_BLANK = 0.03
 
