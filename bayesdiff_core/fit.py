@@ -1,17 +1,20 @@
 """Fitting a :class:`LaplaceHead` with laplace-torch.
 
-The Gauss-Newton matrix ``H = Σ φ̃φ̃ᵀ / σ_n²`` is streamed, level of noise by level of noise, in memory of two
-matrices however many pictures there are. laplace-torch then sees a root of it, ``Rᵀ R = H``, whose p rows are a data
-set with the very same Gauss-Newton matrix; it makes the posterior and chooses λ by the marginal likelihood. It drops
-the block between weight and bias, so the bias rides along as a feature that is one. Targets play no part in H, and
-shift the marginal likelihood by a constant only.
+The Gauss-Newton matrix ``H = sum phi phi^T / sigma_n²`` is streamed, level of noise by level of noise, in memory of two
+matrices however many pictures there are. laplace-torch then sees a root of it, ``R^T R = H``, whose p rows are a data
+set with the very same Gauss-Newton matrix; it makes the posterior and chooses lambda by the marginal likelihood. It
+drops the block between weight and bias, so the bias rides along as a feature that is one. Targets play no part in H,
+and shift the marginal likelihood by a constant only.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from typing import Any
 
 import torch
+from torch.nn import Identity, Linear, Sequential
 
 from .features import LayerGeometry
 from .laplace_head import STRUCTURES, DiagonalPrecision, LaplaceHead, SpectralPrecision
@@ -21,17 +24,17 @@ POSITIONS = 1024
 
 
 class GaussNewton:
-    """``H = Σ φ̃φ̃ᵀ / σ_n²`` of a last layer, streamed.
+    """``H = sum phi phi^T / sigma_n²`` of a last layer, streamed.
 
     Every output position of every picture counts once, whatever number of noise levels, prompts and calls of the
-    network it was seen in; each noise level counts alike, with its own residual noise σ_n.
+    network it was seen in; each noise level counts alike, with its own residual noise sigma_n.
 
     Args:
         geometry: shape of the layer.
         generator: source of the random choice of positions.
 
     Attributes:
-        noise_std: residual σ_n of each finished level.
+        noise_std: residual sigma_n of each finished level.
         positions: output positions of one picture, those of all its parts counted, as of the last finished level.
     """
 
@@ -80,6 +83,7 @@ class GaussNewton:
         self.noise_std.append(variance**0.5)
         # Mean over positions, times the positions of one picture.
         self.positions = round(self.seen / self.pictures)
+        assert self.gram is not None, "a level ends after features of it were added"
         self.sum += self.gram.cpu().double() * (self.seen / self.pictures / self.kept / variance)
         self._start_level()
 
@@ -97,7 +101,7 @@ def require_laplace_torch() -> None:
     if importlib.util.find_spec("laplace") is None:
         raise ModuleNotFoundError(
             "Fitting a Laplace head needs the package laplace-torch, which is not installed; install it into ComfyUI's "
-            "Python with: python -m pip install laplace-torch"
+            f'Python and restart: "{sys.executable}" -m pip install laplace-torch'
         )
 
 
@@ -109,7 +113,7 @@ def fit_laplace_head(
     explained_variance: float,
     about: dict[str, str],
 ) -> LaplaceHead:
-    """Posterior of a last layer; λ maximises the marginal likelihood of the structure that is asked for.
+    """Posterior of a last layer; lambda maximises the marginal likelihood of the structure that is asked for.
 
     Args:
         geometry: shape of the layer.
@@ -131,22 +135,22 @@ def fit_laplace_head(
             f"Expected one of {', '.join(STRUCTURES)} as the structure of the posterior, got {structure}; choose one "
             "of these."
         )
+    width = rank = geometry.width
     # Nodes run in inference mode, in which laplace-torch's gradients cannot be taken.
     with torch.inference_mode(False), torch.enable_grad():
         hessian, weights = hessian.detach().double().clone(), weights.detach().double().clone()
-        width = geometry.width
         # Normalised features span less than all dimensions, so H is often singular and has no Cholesky root.
         values, vectors = torch.linalg.eigh(hessian)
         rows = values.clamp(min=0).sqrt()[:, None] * vectors.T
-        # Output columns share H and λ and differ in the norm of their weights alone, which enters the marginal
+        # Output columns share H and lambda and differ in the norm of their weights alone, which enters the marginal
         # likelihood summed: one column of the root mean square has the same optimum.
         column = weights.square().mean(1).sqrt()
-        layer = torch.nn.Linear(width, 1, bias=False, dtype=torch.float64)
+        layer = Linear(width, 1, bias=False, dtype=torch.float64)
         layer.weight.data.copy_(column)
         data = torch.utils.data.TensorDataset(rows, rows @ column[:, None])
         kind = DiagLLLaplace if structure == "diag" else KronLLLaplace
-        laplace = kind(
-            torch.nn.Sequential(torch.nn.Identity(), layer), "regression", last_layer_name="1", backend=CurvlinopsGGN
+        laplace: Any = kind(  # annotated there for every kind of curvature at once
+            Sequential(Identity(), layer), "regression", last_layer_name="1", backend=CurvlinopsGGN
         )
         laplace.fit(torch.utils.data.DataLoader(data, batch_size=512))
         start = 1 / max(float(column.square().mean()), 1e-12)
@@ -158,7 +162,6 @@ def fit_laplace_head(
             # The output factor of one column is a number.
             (output_value, input_values), (_, basis) = laplace.H.eigenvalues[0], laplace.H.eigenvectors[0]
             spectrum = (output_value * input_values).detach().clamp(min=0)
-            rank = width
             if structure == "low-rank":
                 rank = leading_rank(spectrum, explained_variance)
             precision = leading_spectrum(spectrum, basis.detach(), prior_precision, rank)
@@ -179,13 +182,13 @@ def leading_spectrum(
 ) -> SpectralPrecision:
     """The posterior precision of H's ``rank`` leading eigenvectors, and one for the rest.
 
-    The rest gets the precision with which its γ², averaged over the data, is that of the full posterior; directions
+    The rest gets the precision with which its gamma², averaged over the data, is that of the full posterior; directions
     of the data count in proportion to their energy there.
 
     Args:
         spectrum: ``(p,)`` eigenvalues of H.
         basis: ``(p, p)`` its eigenvectors, in columns.
-        prior_precision: λ.
+        prior_precision: lambda.
     """
     order = spectrum.argsort(descending=True)
     lead, rest = spectrum[order[:rank]], spectrum[order[rank:]]

@@ -1,8 +1,8 @@
-"""Last-layer Laplace approximation (Kou et al. 2024, section 3.1): ``W | data ~ MN(W*, A⁻¹, I)``.
+"""Last-layer Laplace approximation (Kou et al. 2024, section 3.1): ``W | data ~ MN(W*, A^-1, I)``.
 
 For a linear layer under a Gaussian likelihood the generalised Gauss-Newton matrix is exact and Kronecker
-factored, ``H ⊗ I`` with ``H = Σ φ̃φ̃ᵀ / σ_n²``, so the posterior precision of every output column is
-``A = H + λI``. The mean W* stays inside the network; a head holds the covariance alone, in one of three shapes:
+factored, ``kron(H, I)`` with ``H = sum phi phi^T / sigma_n²``, so the posterior precision of every output column is
+``A = H + lambda I``. The mean W* stays inside the network; a head holds the covariance alone, in one of three shapes:
 
 ============  ==============================================================================================
 ``full``      A as it is
@@ -24,7 +24,7 @@ STRUCTURES = ("low-rank", "full", "diag")
 
 @dataclasses.dataclass(frozen=True)
 class SpectralPrecision:
-    """``A = U diag(values) Uᵀ + rest (I - U Uᵀ)``: exact with all p eigenvectors, low-rank with fewer.
+    """``A = U diag(values) U^T + rest (I - U U^T)``: exact with all p eigenvectors, low-rank with fewer.
 
     Attributes:
         basis: ``(p, r)``, orthonormal columns U.
@@ -55,7 +55,7 @@ class SpectralPrecision:
         )
 
     def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
-        within, energy = 0.0, 0.0
+        within, energy = torch.zeros(()), torch.zeros(())
         for basis, values in zip(self.basis.split(chunk, dim=1), self.values.split(chunk)):
             square = geometry.apply(features, basis).square().movedim(geometry.channel_dim, -1)
             within = within + square @ values.to(square).reciprocal()
@@ -103,7 +103,7 @@ class LaplaceHead:
     Attributes:
         geometry: shape of the layer.
         precision: the posterior precision A of every output column.
-        prior_precision: λ, one positive number.
+        prior_precision: lambda, one positive number.
         about: text metadata: the model the head belongs to and how it was fitted.
     """
 
@@ -113,7 +113,7 @@ class LaplaceHead:
     about: dict[str, str]
 
     def variance(self, features: torch.Tensor, chunk: int = 512) -> torch.Tensor:
-        """Predictive variance ``γ² = φ̃ᵀ A⁻¹ φ̃`` of the layer's output, the same for every output channel.
+        """Predictive variance ``gamma² = phi^T A^-1 phi`` of the layer's output, the same for every output channel.
 
         Under guidance, pass :func:`~.features.guided_features`.
 
@@ -127,5 +127,5 @@ class LaplaceHead:
         return self.precision.variance(self.geometry, features, chunk)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """One posterior draw of ``δW = W - W*``, of shape ``(width, out_features)``, float32 on the CPU."""
+        """One posterior draw of ``dW = W - W*``, of shape ``(width, out_features)``, float32 on the CPU."""
         return self.precision.draw(torch.randn(self.geometry.width, self.geometry.out_features, generator=generator))

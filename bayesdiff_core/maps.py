@@ -100,7 +100,7 @@ def antithetic_draws(variance: torch.Tensor, pairs: int, generator: torch.Genera
 def pixel_variance(picture: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Tensor:
     """Mean square distance of other pictures from one, averaged over colours: ``(n, h, w)`` of ``(n, h, w, 3)``.
 
-    With decoded posterior members it is, to first order in δW, the variance of the decoded picture.
+    With decoded posterior members it is, to first order in dW, the variance of the decoded picture.
     """
     total, count = torch.zeros(picture.shape[:-1]), 0
     for other in others:

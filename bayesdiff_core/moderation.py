@@ -1,8 +1,8 @@
 """Moderated variances: what a few members say of each cell, strengthened by what the nominal run shows for nothing.
 
-The mean square of K deviations of C channels is a variance with about K·C degrees of freedom, far too few to tell
-cells apart. But the nominal run itself tells much about *where*: the posterior variance γ² of ``denoised`` at its own
-states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there.
+The mean square of K deviations of C channels is a variance with K·C degrees of freedom at most, far too few to tell
+cells apart. But the nominal run itself tells much about *where*: the posterior variance gamma² of ``denoised`` at its
+own states, which is exact and costs no call of the network, and how far ``denoised`` still was from the picture there.
 So the logarithm of the variance is given a linear trend in the logarithms of these, fitted to the members, and each
 cell is drawn towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004,
 *Linear models and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
@@ -33,7 +33,7 @@ def blur_box(maps: torch.Tensor) -> torch.Tensor:
 def covariates(states: list[State]) -> torch.Tensor:
     """What the nominal run tells of where the picture is uncertain: logarithms of variances and squares.
 
-    Of every state whose variance was looked at, γ² of ``denoised``, and the square of what ``denoised`` was yet to
+    Of every state whose variance was looked at, gamma² of ``denoised``, and the square of what ``denoised`` was yet to
     change, blurred.
 
     Returns:
@@ -52,12 +52,24 @@ def covariates(states: list[State]) -> torch.Tensor:
     return torch.stack(found).clamp(min=tiny).log()
 
 
-def mean_root(degrees: int) -> float:
-    """E √(χ²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
+def effective_channels(deviations: torch.Tensor) -> float:
+    """How many independent channels the deviations of members ``(k, n, c, ..., h, w)`` are worth, from 1 to c.
+
+    Channels that move together (three of a grey picture) count once: ``(tr R)² / tr R²`` of their correlation R.
+    """
+    channels = deviations.double().movedim(2, 0).flatten(1)
+    covariance = channels @ channels.T
+    size = covariance.diagonal().clamp(min=1e-300).sqrt()
+    correlation = covariance / size / size[:, None]
+    return float(len(size) ** 2 / correlation.square().sum().clamp(min=len(size)))
+
+
+def mean_root(degrees: float) -> float:
+    """E sqrt(chi²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
     return math.sqrt(2 / degrees) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
 
 
-def moderate(squares: torch.Tensor, members: int, trend_of: torch.Tensor) -> torch.Tensor:
+def moderate(squares: torch.Tensor, degrees: float, trend_of: torch.Tensor) -> torch.Tensor:
     """Variances from the mean squares of few members and covariates of their logarithm.
 
     Cells are moderated in their mean over channels; how the channels share it is one ratio for the picture.
@@ -65,7 +77,7 @@ def moderate(squares: torch.Tensor, members: int, trend_of: torch.Tensor) -> tor
     Args:
         squares: ``(n, c, ..., h, w)``, mean square deviation over the members. Cells of zero, which no member
             touched (outside a mask), stay zero.
-        members: how many.
+        degrees: of freedom of the mean squares over channels: members times :func:`effective_channels`.
         trend_of: ``(p, n, ..., h, w)``, covariates of the logarithm of the variance, see :func:`covariates`.
 
     Returns:
@@ -74,11 +86,10 @@ def moderate(squares: torch.Tensor, members: int, trend_of: torch.Tensor) -> tor
     """
     if not len(trend_of):
         return squares.float()
-    degrees = members * squares.shape[1]
     return torch.stack([moderate_picture(*picture, degrees) for picture in zip(squares, trend_of.transpose(0, 1))])
 
 
-def moderate_picture(squares: torch.Tensor, trend_of: torch.Tensor, degrees: int) -> torch.Tensor:
+def moderate_picture(squares: torch.Tensor, trend_of: torch.Tensor, degrees: float) -> torch.Tensor:
     """:func:`moderate` of one picture ``(c, ..., h, w)`` with covariates ``(p, ..., h, w)``."""
     cells = squares.double().mean(0)
     inside = cells > 0

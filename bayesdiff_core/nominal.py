@@ -1,8 +1,8 @@
 """The nominal run: what an estimator may know and ask of the sampling run that makes the picture.
 
-With α the scale of the signal in x (1, or ``1 - σ`` for a rectified flow) and D the network's prediction of the clean
-latent (``denoised``), a sampler's step from one state to the next is ``x' = a x + (α' - a α) D + noise``. The
-coefficient a tells samplers apart; it is read off the run itself, so no sampler is written anew here.
+With alpha the scale of the signal in x (1, or ``1 - sigma`` for a rectified flow) and D the network's prediction of the
+clean latent (``denoised``), a sampler's step from one state to the next is ``x' = a x + (alpha' - a alpha) D + noise``.
+The coefficient a tells samplers apart; it is read off the run itself, so no sampler is written anew here.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ class State:
 
     @property
     def level(self) -> float:
-        """Noise over signal."""
-        return self.noise / max(self.signal, 1e-6)
+        return level(self.noise, self.signal)
+
+
+def level(noise: float, signal: float) -> float:
+    """Noise over signal; a million where there is no signal at all."""
+    return noise / max(signal, 1e-6)
 
 
 def contraction(state: State, x_next: torch.Tensor, signal_next: float, mask: torch.Tensor | None = None) -> float:
-    """The coefficient a of a step to ``x_next``, by projection on ``x - αD``, which noise is independent of.
+    """The coefficient a of a step to ``x_next``, by projection on ``x - alpha D``, which noise is independent of.
 
     For a deterministic sampler it is the ratio of the noise levels, for one that renews its noise it is less.
 
@@ -76,10 +80,12 @@ class NominalRun(Protocol):
     generator: torch.Generator
 
     def draw(self) -> torch.Tensor:
-        """One draw δW from the posterior of the last layer."""
+        """One draw dW from the posterior of the last layer."""
+        ...
 
     def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
-        """The network's prediction at another x of a state's level, with weights W* + δW. One call of the network."""
+        """The network's prediction at another x of a state's level, with weights W* + dW. One call of the network."""
+        ...
 
     def ride(self, change: Callable[[State, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Send a deviation through the sampler's own function, without noise.
@@ -90,6 +96,7 @@ class NominalRun(Protocol):
         Returns:
             the deviation at the end, and those at every state.
         """
+        ...
 
     def show(self, variance: torch.Tensor) -> None:
         """Show the user what is known so far of the variance at the end."""

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
     from .uncertainty import Uncertainty
 
-Score = Callable[..., torch.Tensor]
+Score = Callable[..., Tensor]
 
 
-def inside_cells(mask: torch.Tensor | None, pictures: int, height: int, width: int) -> torch.Tensor:
+def inside_cells(mask: Tensor | None, pictures: int, height: int, width: int) -> Tensor:
     """Which latent cells of each picture a mask selects, ``(pictures, height, width)``, all without a mask.
 
     Raises:
@@ -48,7 +49,7 @@ def inside_cells(mask: torch.Tensor | None, pictures: int, height: int, width: i
     return (covered >= most / 2).expand(pictures, height, width)
 
 
-def of_each_picture(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> Score:
+def of_each_picture(score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Score:
     """A score of a batch from one of a picture.
 
     ``score`` takes variance and latent of one picture, ``(channels, ..., height, width)``, and its inside,
@@ -56,7 +57,7 @@ def of_each_picture(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], 
     """
 
     @functools.wraps(score)
-    def of_batch(uncertainty: Uncertainty, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def of_batch(uncertainty: Uncertainty, mask: Tensor | None = None) -> Tensor:
         variance, latent = uncertainty.variance.float().cpu(), uncertainty.latent.float().cpu()
         inside = inside_cells(mask, len(variance), *variance.shape[-2:])
         return torch.stack([score(*picture) for picture in zip(variance, latent, inside)])
@@ -64,37 +65,37 @@ def of_each_picture(score: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], 
     return of_batch
 
 
-def cell_std(variance: torch.Tensor) -> torch.Tensor:
+def cell_std(variance: Tensor) -> Tensor:
     """Standard deviation of each cell, its channels averaged; a negative variance counts as none."""
     return variance.mean(0).clamp(min=0).sqrt()
 
 
 @of_each_picture
-def summed_variance(variance, latent, inside):
+def summed_variance(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """Sum of all variances as they are, the paper's score (Kou et al. 2024, section 4.3)."""
     return variance[..., inside].sum()
 
 
 @of_each_picture
-def mean_std(variance, latent, inside):
+def mean_std(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """Mean of all standard deviations, less ruled by a few cells than a sum of variances."""
     return variance.clamp(min=0).sqrt()[..., inside].mean()
 
 
 @of_each_picture
-def median_std(variance, latent, inside):
+def median_std(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """Median of the map: how unsure the model is of the picture as a whole, whatever a few cells say."""
     return cell_std(variance)[..., inside].quantile(0.5)
 
 
 @of_each_picture
-def upper_quantile(variance, latent, inside):
+def upper_quantile(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """The map's 95 % quantile: how unsure the model is of the worst twentieth."""
     return cell_std(variance)[..., inside].quantile(0.95)
 
 
 @of_each_picture
-def patch_maximum(variance, latent, inside):
+def patch_maximum(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """The worst patch: the largest mean of the map over squares of an eighth of the shorter side.
 
     Squares that reach outside count by their inside, if that is at least half as large as the largest found.
@@ -106,7 +107,7 @@ def patch_maximum(variance, latent, inside):
 
 
 @of_each_picture
-def content_normalised(variance, latent, inside):
+def content_normalised(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """Median over cells of std / (std + gradient): uncertainty beyond what texture and edges alone bring along.
 
     The gradient is the root of the local gradient energy of the latent, averaged over 3 by 3 cells. It ranks pictures
@@ -133,7 +134,7 @@ SCORES: dict[str, Score] = {
 DEFAULT = "mean std"
 
 
-def feature_disagreement(features: torch.Tensor) -> torch.Tensor:
+def feature_disagreement(features: Tensor) -> Tensor:
     """Mean squared distance of normalised features from their mean, ``(n,)``, in [0, 1].
 
     Args:
@@ -143,7 +144,7 @@ def feature_disagreement(features: torch.Tensor) -> torch.Tensor:
     return (features - features.mean(0)).square().sum(-1).mean(0)
 
 
-def feature_entropy(features: torch.Tensor, noise: float = 1e-3) -> torch.Tensor:
+def feature_entropy(features: Tensor, noise: float = 1e-3) -> Tensor:
     """Entropy in nats of a Gaussian over a picture's features, ``(n,)`` (Jazbec et al. 2025, semantic likelihood).
 
     Its covariance is diagonal, the spread of the features in each dimension plus ``noise``. That is theirs, in the
@@ -157,7 +158,7 @@ def feature_entropy(features: torch.Tensor, noise: float = 1e-3) -> torch.Tensor
 
 
 # Of features of decoded members, ``(k + 1, n, d)``.
-SEMANTIC_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+SEMANTIC_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "feature disagreement": feature_disagreement,
     "feature entropy": feature_entropy,
 }

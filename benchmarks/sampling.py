@@ -1,8 +1,11 @@
-"""What uncertainty costs: KSampler (BayesDiff) against the stock KSampler, on the demo model, in one run.
+"""What uncertainty costs: KSampler (BayesDiff) against the stock KSampler, in one run.
 
-    python dev.py bench sampling [--steps 20] [--repeats 3] [--json PATH]
+    python dev.py bench sampling [--model demo] [--steps 20] [--batch 4] [--repeats 3] [--json PATH]
+    python dev.py bench sampling --model sd15 --size 32 --steps 4 --repeats 1
 
-Network calls are counted at the model's last layer; times are medians over the repeats.
+On the demo model, or on random weights in the shape of SD 1.5. Network calls are counted at the model's last layer;
+times are medians over the repeats. *overhead* is the time beyond that of as many calls of plain sampling; *memory* is
+the peak above what was used before the run, relative to plain sampling's.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,18 +27,31 @@ from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.nodes.sampler import ENSEMBLE, QUALITIES, KSamplerBayesDiff  # noqa: E402
-from measure import count_calls  # noqa: E402
+from large_models import conditioning, load_unet  # noqa: E402
+from measure import PeakMemory, count_calls  # noqa: E402
 
 
-def measure(function, layer, repeats: int) -> tuple[int, float]:
-    """Network calls of one run, and the median of its seconds."""
+def measure(function, layer, repeats: int) -> tuple[int, float, float]:
+    """Network calls of one run, the median of its seconds, and the peak of its memory in MiB."""
     calls, _ = count_calls(layer, function)
-    times = []
+    times, peaks = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return calls, statistics.median(times)
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        peaks.append(memory.mib)
+    return calls, statistics.median(times), max(peaks)
+
+
+def load(name: str, folder: Path) -> tuple:
+    """Model, positive and negative conditioning, guidance, and a data set for its head, one latent each."""
+    if name == "sd15":
+        model, prompts = load_unet("SD 1.5", folder), [conditioning("SD 1.5", seed) for seed in (1, 2)]
+        return model, *prompts, torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    model, positive, negative, _ = load_demo_model("owl")
+    data = own_samples(model, positive, negative, {"samples": torch.zeros(4, 4, 16, 16)}, 32, 12, 3.0, seed=0)
+    return model, positive, negative, data
 
 
 @torch.inference_mode()
@@ -44,13 +61,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", choices=["demo", "sd15"], default="demo")
+    parser.add_argument("--size", type=int, default=16, help="side of a latent")
     arguments = parser.parse_args()
 
-    model, positive, negative, _ = load_demo_model("owl")
-    layer, latent = find_last_layer(model), {"samples": torch.zeros(arguments.batch, 4, 16, 16)}
-    data = own_samples(model, positive, negative, latent, 32, 12, 3.0, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(*load(arguments.model, Path(folder)), arguments)
+
+
+def compare(model, positive, negative, data, arguments) -> None:
+    layer = find_last_layer(model)
+    latent = {"samples": torch.zeros(arguments.batch, 4, arguments.size, arguments.size)}
     start = time.perf_counter()
-    head = fit_head(model, as_examples(data, positive), negative, 3.0, 8, 0)
+    head = fit_head(model, as_examples(data, positive), negative, 3.0, 8 if arguments.model == "demo" else 2, 0)
     print(f"fit of the head on {len(data)} samples: {time.perf_counter() - start:.1f} s")
 
     common = (model, 0, arguments.steps, 3.0, "euler", "normal", positive, negative, latent)
@@ -60,22 +83,26 @@ def main() -> None:
     cases["ensemble, 8 members"] = lambda: KSamplerBayesDiff.execute(*common, 1.0, head, ENSEMBLE, 8)
     rows = []
     for name, function in cases.items():
-        calls, seconds = measure(function, layer, arguments.repeats)
-        base = rows[0] if rows else {"calls": calls, "seconds": seconds}
+        calls, seconds, peak = measure(function, layer, arguments.repeats)
+        base = rows[0] if rows else {"calls": calls, "seconds": seconds, "peak": peak}
         rows.append(
             {
                 "case": name,
                 "calls": calls,
                 "seconds": seconds,
+                "peak": peak,
                 "calls_ratio": calls / base["calls"],
                 "wall_ratio": seconds / base["seconds"],
+                "overhead": seconds / base["seconds"] * base["calls"] / calls - 1,
+                "memory_ratio": peak / base["peak"],
             }
         )
-    print(f"{'case':<24}{'calls':>7}{'seconds':>9}{'calls ratio':>13}{'wall ratio':>12}")
+    print("| case | network calls | seconds | calls ratio | time ratio | overhead | memory |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"{row['case']:<24}{row['calls']:>7}{row['seconds']:>9.2f}{row['calls_ratio']:>13.2f}"
-            f"{row['wall_ratio']:>12.2f}"
+            f"| {row['case']} | {row['calls']} | {row['seconds']:.2f} | {row['calls_ratio']:.2f} | "
+            f"{row['wall_ratio']:.2f} | {row['overhead']:+.1%} | {row['memory_ratio']:.2f} |"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))

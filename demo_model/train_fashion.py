@@ -1,8 +1,8 @@
 """Train the second model: a rectified flow on pixels, a small transformer that ends in a linear layer.
 
-Data: Fashion-MNIST (Xiao et al. 2017, MIT licence), from Debian's package ``dataset-fashion-mnist``, padded to 32 by 32.
-The network is the host's AuraFlow class at a small size, in the host's pixel space (RGB from -1 to
-1, no autoencoder), told one of ten kinds of garment by a learned token.
+Data: Fashion-MNIST (Xiao et al. 2017, MIT licence), from Debian's package ``dataset-fashion-mnist``, padded to 32 by
+32. The network is the host's AuraFlow class at a small size, in the host's pixel space (RGB from -1 to 1, no
+autoencoder), told one of ten kinds of garment by a learned token.
 
 Run with the interpreter of a ComfyUI that ``python dev.py host`` made::
 

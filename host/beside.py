@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..bayesdiff_core.estimators import Estimate, Estimator
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from ..bayesdiff_core.nominal import State, contraction
+from ..bayesdiff_core.nominal import State, contraction, level
 from .last_layer import LastLayer
 from .look import Look
 from .state import latent_gain, output_gain
@@ -29,7 +29,7 @@ def mask_at(sigma: torch.Tensor, model_wrap, sigmas: torch.Tensor, denoise_mask,
     return function(sigma, denoise_mask, extra_options={"model": model_wrap, "sigmas": sigmas})
 
 
-def scales(sampling: torch.nn.Module, sigma: float) -> tuple[float, float]:
+def scales(sampling, sigma: float) -> tuple[float, float]:
     """Scales of noise and signal in a latent at a noise level, read off the model's own way of noising."""
     one, zero, level = torch.ones(1), torch.zeros(1), torch.full((1,), sigma)
     noise, signal = (float(sampling.noise_scaling(level, *parts)) for parts in ((one, zero), (zero, one)))
@@ -49,6 +49,26 @@ def restart_hooks(model_wrap) -> None:
 def generator_devices(device: torch.device) -> list[torch.device]:
     """Devices whose global generator work on ``device`` may use, for :func:`torch.random.fork_rng`."""
     return [device] if device.type == "cuda" else []
+
+
+def step_cache(model_options: dict):
+    """What the host's EasyCache or LazyCache remembers of this run; None without one."""
+    return model_options.get("transformer_options", {}).get("easycache")
+
+
+def without_cache(options: dict) -> dict:
+    """Sampler options whose calls all reach the network.
+
+    A cache that is past its end neither skips a call nor remembers it. What it knows is of the run: it is asked in the
+    order of the steps, and fails where a call goes back to an earlier one.
+    """
+    cache = step_cache(options["model_options"])
+    if cache is None:
+        return options
+    past = cache.clone()
+    past.end_t = math.inf
+    transformer_options = options["model_options"]["transformer_options"] | {"easycache": past}
+    return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
 
 
 POST_CFG = "sampler_post_cfg_function"
@@ -101,26 +121,28 @@ class Beside:
         """PREDICT_NOISE wrapper: see a prediction, guidance and all, and let it pass."""
         if not self.recording:
             return executor(x, timestep, model_options, seed)
+        model_options = model_options or {}
         sigma = float(timestep.flatten()[0])
         noise, signal = scales(self.sampling, sigma)
-        state = State(sigma, noise, signal, x.to("cpu", copy=True), x)
+        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
+        seen, variance = x.to("cpu", copy=True), None
         uncond: list[torch.Tensor] = []
         if len(model_options.get(POST_CFG, [])) > len(self.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], self.see_uncond(uncond)]}
-        if self.estimator.looks(state.level, self.schedule):
+        cache = step_cache(model_options)
+        skipped = cache.total_steps_skipped if cache is not None else 0
+        if self.estimator.looks(level(noise, signal), self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
-            found = self.look.variance(getattr(self.model_wrap, "cfg", None))
-            if found is not None:
-                state.variance = found.cpu()
+            variance = self.look.variance(getattr(self.model_wrap, "cfg", None))
         else:
             denoised = executor(x, timestep, model_options, seed)
-        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
-        state.denoised = denoised.to("cpu", copy=True)
+        if cache is not None and cache.total_steps_skipped > skipped:
+            return denoised  # not the network's word: to a member, which asks the network, it would look like a change
         if self.states:
-            self.states[-1].contraction = contraction(self.states[-1], state.x, signal, self.mask_on_cpu)
-        self.states.append(state)
+            self.states[-1].contraction = contraction(self.states[-1], seen, signal, self.mask_on_cpu)
+        self.states.append(State(sigma, noise, signal, seen, denoised.to("cpu", copy=True), variance=variance))
         self.uncond.append(uncond[0] if uncond else None)
         return denoised
 
@@ -142,8 +164,7 @@ class Beside:
         self.mask_on_cpu = None if denoise_mask is None else denoise_mask.cpu()
         self.sampling = model_wrap.inner_model.model_sampling
         self.noise_end, self.signal_end = scales(self.sampling, sigma_end)
-        levels = [scales(self.sampling, float(sigma)) for sigma in sigmas[:-1]]
-        self.schedule = [noise / max(signal, 1e-6) for noise, signal in levels]
+        self.schedule = [level(*scales(self.sampling, float(sigma))) for sigma in sigmas[:-1]]
         function = getattr(executor.class_obj, "sampler_function", None)
         self.sampler = getattr(function, "__name__", "").removeprefix("sample_")
         self.generator_state = torch.get_rng_state()
@@ -159,6 +180,7 @@ class Beside:
             self.estimate = Estimate(torch.zeros(samples.shape), torch.empty(0, *samples.shape), {})
             return samples
         self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
+        self.options = without_cache(self.options)
         # The global generator stays where the stock sampler leaves it.
         with torch.random.fork_rng(generator_devices(samples.device)):
             self.place_variances()
@@ -168,31 +190,32 @@ class Beside:
     # ------------------------------------------------------------ after it
 
     def place_variances(self) -> None:
-        """Bring the γ² that was seen, one number an output position, to the elements of the latent."""
-        looked = [state for state in self.states if state.variance is not None]
+        """Bring the gamma² that was seen, one number an output position, to the elements of the latent."""
+        looked = [(state, state.variance) for state in self.states if state.variance is not None]
         if not looked:
             return
         x, geometry = self.states[0].x, self.layer.geometry
-        count = looked[0].variance[0].numel()
+        first, variance = looked[0]
+        count = variance[0].numel()
         conv_is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
-        if conv_is_last and looked[0].variance.shape[1:] == x.shape[2:]:
+        if conv_is_last and variance.shape[1:] == x.shape[2:]:
             positions = torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
         else:
-            sigma, prompt = looked[0].sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
+            sigma, prompt = first.sigma, next(conds for conds in self.model_wrap.conds.values() if conds)
 
-            def denoise(x):
+            def denoise(x: torch.Tensor) -> torch.Tensor:
                 restart_hooks(self.model_wrap)
-                level = torch.full((len(x),), sigma, device=x.device)
-                options = self.options["model_options"]
-                comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, level, options)
+                at, options = torch.full((len(x),), sigma, device=x.device), self.options["model_options"]
+                return comfy.samplers.calc_cond_batch(self.model_wrap.inner_model, [prompt], x, at, options)[0]
 
             positions = read_positions(self.model, self.layer, denoise, x[:1].to(self.device, self.dtype), count)
-        for state in looked:
-            if positions is None:
+        shape = variance.shape
+        for state, variance in looked:
+            if positions is None or variance.shape != shape:  # prompts for areas, at some levels only
                 state.variance = None
                 continue
             gain = output_gain(self.sampling, torch.full((1,), state.sigma), state.x[:1])
-            state.variance = state.variance.flatten(1)[:, positions] * gain.square()
+            state.variance = variance.flatten(1)[:, positions] * gain.square()
 
     def work(self, sigma_end: float) -> None:
         """Let the estimator work, and bring what it found to the units that the user sees."""
@@ -200,9 +223,11 @@ class Beside:
         self.expected_calls = self.estimator.calls(len(self.states))
         usable = [index for index, state in enumerate(self.states) if state.signal > 0]
         # Of several at one level the last: where a sampler of higher order corrects itself, that is what it keeps.
-        along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / level)), -j))
-                 for level in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
+        along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)), -j))
+                 for wanted in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
+        if self.calls < self.expected_calls:  # fewer states were apart enough to choose
+            self.called(self.calls, self.calls, len(self.states))
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
         for index in along:
@@ -213,16 +238,14 @@ class Beside:
 
     def gain(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
         """Slope of the latent that the user sees in the sampler's x at a noise level, element by element."""
-        level, like = torch.full((1,), sigma), like.float()
-        one = torch.ones_like(like)
-        unscaled = self.sampling.inverse_noise_scaling(level, one)
-        unscaled = unscaled - self.sampling.inverse_noise_scaling(level, torch.zeros_like(like))
+        at, like = torch.full((1,), sigma), like.float()
+        unscaled = self.sampling.inverse_noise_scaling(at, torch.ones_like(like))
+        unscaled = unscaled - self.sampling.inverse_noise_scaling(at, torch.zeros_like(like))
         return unscaled * latent_gain(self.model_wrap.inner_model, like)
 
     def as_latent(self, state: State) -> torch.Tensor:
         """The noisy latent of a state as a stock sampler that stops there would return it."""
-        level = torch.full((1,), state.sigma)
-        unscaled = self.sampling.inverse_noise_scaling(level, state.x)
+        unscaled = self.sampling.inverse_noise_scaling(torch.full((1,), state.sigma), state.x)
         return self.model_wrap.inner_model.process_latent_out(unscaled.float())
 
     # ------------------------------------------------------------ what an estimator may ask, see NominalRun
@@ -231,22 +254,19 @@ class Beside:
         return self.head.draw(self.generator)
 
     def denoised(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None = None) -> torch.Tensor:
-        return self.predict(state, x, delta_w, self.options)
-
-    def predict(self, state: State, x: torch.Tensor, delta_w: torch.Tensor | None, options: dict) -> torch.Tensor:
         if state.sigma > self.last_sigma:
             restart_hooks(self.model_wrap)
         self.last_sigma = state.sigma
         sigma = torch.full((len(state.x),), state.sigma, device=self.device)
-        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, options["model_options"])
+        mask = mask_at(sigma, self.model_wrap, self.sigmas, self.denoise_mask, self.options["model_options"])
         nominal = state.x.to(self.device, self.dtype)
         change = x.to(self.device, self.dtype) - nominal
         nominal = nominal + (change if mask is None else change * mask)
         if delta_w is None:
-            denoised = self.model_wrap(nominal, sigma, **options)
+            denoised = self.model_wrap(nominal, sigma, **self.options)
         else:
             with self.layer.perturbed(delta_w):
-                denoised = self.model_wrap(nominal, sigma, **options)
+                denoised = self.model_wrap(nominal, sigma, **self.options)
         self.calls += 1
         self.called(self.calls, max(self.calls, self.expected_calls), len(self.states))
         if mask is not None:
@@ -297,8 +317,9 @@ class Riding:
 
     def problem(self) -> str:
         return (
-            f"Expected a sampler that takes the same steps for every latent, got '{self.beside.sampler}', which does "
-            "not; choose the estimator 'deviations' or 'ensemble'."
+            f"Expected a sampler that takes the same steps for every latent, and a model that skips none, got "
+            f"'{self.beside.sampler}', which does not, or a cache of steps on the model; choose the estimator "
+            "'deviations' or 'ensemble'."
         )
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None) -> torch.Tensor:
@@ -319,7 +340,9 @@ class Riding:
             return nothing
         kept = beside.options
         if added:
-            shifted = [self.shifted(function, beside.uncond[index]) for function in added]
+            uncond = beside.uncond[index]
+            assert uncond is not None, "the nominal run had the same hooks"
+            shifted = [self.shifted(function, uncond) for function in added]
             beside.options = kept | {"model_options": model_options | {POST_CFG: [*base, *shifted]}}
         try:
             return self.change(state, deviation).to(x)

@@ -40,8 +40,9 @@ class Counter:
         return clone
 
 
-def has_memory(model_options: dict) -> bool:
+def has_memory(model_options: dict | None) -> bool:
     """Whether something on the model may depend on every single call: a cache, a momentum, CFG++'s own hook."""
+    model_options = model_options or {}
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     foreign = any(found and key not in OURS for kind in wrappers.values() for key, found in kind.items())
     return foreign or any(name.startswith(("sampler_", "model_function")) for name in model_options)

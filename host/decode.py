@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import comfy.model_management
 import comfy.utils
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ def decode_all(
     """Decode ``count`` batches, one at a time, under one progress bar (in tiles the host shows its own)."""
     bar = comfy.utils.ProgressBar(count)
     for latent in latents:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         yield decode(vae, latent, tile)
         if tile is None:
             bar.update(1)

@@ -21,7 +21,7 @@ def denoised_variance(
 ) -> torch.Tensor:  # fmt: skip
     """Variance of ``denoised`` at one state, under one draw of W for both halves of the guidance.
 
-    ``Var D = (∂D/∂F)² γ²`` with γ² of the guided features; the trajectory takes no part in it.
+    ``Var D = (dD/dF)² gamma²`` with gamma² of the guided features; the trajectory takes no part in it.
 
     Args:
         tail: from :func:`~.tail.read_tail`, of a latent of this size.
@@ -44,8 +44,10 @@ def denoised_variance(
                 "use the posterior ensemble, which takes any prompt."
             )
         gain = output_gain(model.get_model_object("model_sampling"), sigma, x)
-        variance = tail.variance_to_latent(look.variance(cfg)) * gain.square()
-        found.append(variance * latent_gain(model.model, x).square())
+        seen = look.variance(cfg)
+        assert seen is not None, "a guided pair was seen"
+        variance = tail.variance_to_latent(seen) * gain.square().cpu()
+        found.append(variance * latent_gain(model.model, x).square().cpu())
 
     clone = model.clone()
     look.add_to(clone)

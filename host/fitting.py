@@ -86,7 +86,7 @@ def examples_from_folder(
     for path in paths:
         encoded = encode_picture(vae, read_picture(path), latent, downscale)
         caption = read_caption(path) if clip is not None else None
-        if caption is None:
+        if clip is None or caption is None:
             plain.append(encoded)
         else:
             captions += 1
@@ -139,7 +139,8 @@ def fit_head(
     """
     layer = last_layer_for_fit(model, data[0])
     generator = torch.Generator().manual_seed(seed)
-    hessian, weights = GaussNewton(layer.geometry, generator), None
+    hessian = GaussNewton(layer.geometry, generator)
+    weights: torch.Tensor | None = None
     prompts = 1 if cfg == 1 else 2
     progress = comfy.utils.ProgressBar(levels * prompts * len(data))
     picture_positions: dict[int, torch.Tensor | None] = {}
@@ -171,6 +172,7 @@ def fit_head(
                 eps = torch.randn(example.latents.shape, generator=generator)
                 visit_state(model, example.latents, share, eps, conditioning, conditioning, 1.0, visit)
         hessian.end_level()
+    assert weights is not None, "a data set is not empty"
     pictures = sum(len(example.latents) for example in data)
     about = describe_model(model, layer) | {
         "data": source,

@@ -59,7 +59,7 @@ class LastLayer:
 
     @contextmanager
     def perturbed(self, delta: torch.Tensor) -> Iterator[None]:
-        """Add ``φ̃ᵀ δW`` to the layer's output, as if its weights were ``W* + δW``.
+        """Add ``phi^T dW`` to the layer's output, as if its weights were ``W* + dW``.
 
         The weights themselves stay untouched: they may be quantised, offloaded or patched by a LoRA.
 

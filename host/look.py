@@ -65,28 +65,29 @@ class Look:
         return sorted(numbers) in ([COND], [COND, UNCOND])
 
     def variance(self, cfg: float | None) -> torch.Tensor | None:
-        """γ² of the network's guided output at every output position, ``(n, ...)``, float32.
+        """gamma² of the network's guided output at every output position, ``(n, ...)``, float32.
 
-        One W serves both halves of a guidance, so ``F = W[(1 - w) φ_u + w φ_c]`` and γ² is that of the mixed features.
-        Where more than two predictions were mixed (regions, other guiders) it is their mean: right in shape, not in
-        size.
+        One W serves both halves of a guidance, so ``F = W[(1 - w) phi_u + w phi_c]`` and gamma² is that of the mixed
+        features. Where more than two predictions were mixed (regions, other guiders) it is their mean: right in shape,
+        not in size.
 
         Args:
             cfg: the guidance, None where the guider has no such number.
 
         Returns:
-            None where nothing was seen.
+            on the CPU; None where nothing was seen. What was seen is forgotten.
         """
-        if not self.parts:
+        is_pair, seen, self.parts = self.is_guided_pair(), self.parts, []
+        if not seen:
             return None
-        if cfg is None or not self.is_guided_pair():
-            whole = max(features.numel() for _, features in self.parts)
-            parts = [self.head.variance(features) for _, features in self.parts if features.numel() == whole]
-            return torch.stack(parts).mean(0)
-        parts = {number: features.float() for number, features in self.parts}
+        if cfg is None or not is_pair:
+            whole = max(features.numel() for _, features in seen)
+            parts = [self.head.variance(features) for _, features in seen if features.numel() == whole]
+            return torch.stack(parts).mean(0).cpu()
+        parts = {number: features.float() for number, features in seen}
         if UNCOND not in parts:
-            return self.head.variance(parts[COND])
+            return self.head.variance(parts[COND]).cpu()
         if self.independent:
             cond, uncond = (self.head.variance(parts[number]) for number in (COND, UNCOND))
-            return cfg**2 * cond + (1 - cfg) ** 2 * uncond
-        return self.head.variance(guided_features(parts[COND], parts[UNCOND], cfg))
+            return (cfg**2 * cond + (1 - cfg) ** 2 * uncond).cpu()
+        return self.head.variance(guided_features(parts[COND], parts[UNCOND], cfg)).cpu()

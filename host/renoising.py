@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -26,13 +27,14 @@ def renoise(
         seed: of the noise, which comes from a generator of its own.
     """
     generator = torch.Generator().manual_seed(seed)
-    predictions, gain = [], None
+    predictions, gain = [], torch.ones(())
     bar = comfy.utils.ProgressBar(levels * draws)
 
     def visit(denoise, x, sigma, x0):
         nonlocal gain
         sampling = model.get_model_object("model_sampling")
         for _ in range(draws):
+            comfy.model_management.throw_exception_if_processing_interrupted()
             eps = torch.randn(latent.shape, generator=generator).to(x0)
             predictions.append(denoise(sampling.noise_scaling(sigma, eps, x0)).float().cpu())
             bar.update(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import prepare_mask
-from nodes import common_ksampler
+from nodes import common_ksampler  # pyright: ignore[reportAttributeAccessIssue], the host's, not ours
 
 from ..bayesdiff_core import rank
 from ..bayesdiff_core.estimators import Estimator
@@ -66,9 +67,10 @@ def repair(
     Returns:
         the uncertainty of the best, whose ``latent`` they are, and what was tried.
     """
-    stages, levels, step = 1 + 2 * rounds, (), 0
+    stages, step, sigma, levels = 1 + 2 * rounds, 0, 0.0, ()
     if rectify and rounds:
-        settings, step, levels = from_step(model, settings)
+        settings, step, sigma = from_step(model, settings)
+        levels = (sigma,)
 
     def judge(samples: torch.Tensor, stage: int) -> Uncertainty:
         return uncertainty_of(
@@ -76,17 +78,16 @@ def repair(
             levels, (stage, stages),
         )  # fmt: skip
 
+    def mend(model: ModelPatcher, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
+        if rectify:
+            return {"samples": redraw(model, settings, best, step, sigma, seed, mask)}
+        return inpaint(model, settings, latent | {"samples": best.latent, "noise_mask": mask}, seed)
+
     best, attempts = judge(latent["samples"], 0), []
     count = len(best.latent)
     for number in range(1, rounds + 1):
         mask = mask_of(first if number == 1 and first is not None else best)
-        seed_of_round = (seed + number) % 2**64
-
-        def run(model, best=best, mask=mask, seed=seed_of_round):
-            if rectify:
-                return {"samples": redraw(model, settings, best, step, levels[0], seed, mask)}
-            return inpaint(model, settings, latent | {"samples": best.latent, "noise_mask": mask}, seed)
-
+        run = functools.partial(mend, best=best, mask=mask, seed=(seed + number) % 2**64)
         mended, _ = run_within(run, model, Progress(model, 1, stage=(2 * number - 1, stages)))
         again = judge(mended["samples"], 2 * number)
         attempt = Attempt(mended["samples"], mask, best.scores(), again.scores())
@@ -103,12 +104,12 @@ def inpaint(model: ModelPatcher, settings: Settings, latent: dict, seed: int) ->
     )[0]  # fmt: skip
 
 
-def from_step(model: ModelPatcher, settings: Settings) -> tuple[Settings, int, tuple[float]]:
+def from_step(model: ModelPatcher, settings: Settings) -> tuple[Settings, int, float]:
     """Settings of the whole schedule, the step that ``denoise`` leads to, and its noise level."""
     share, settings = 1 - settings.denoise, dataclasses.replace(settings, denoise=1.0)
     sigmas = settings.sigmas(model)
     step = settings.step_at(sigmas, share)
-    return settings, step, (float(sigmas[step]),)
+    return settings, step, float(sigmas[step])
 
 
 def redraw(

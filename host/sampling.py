@@ -74,7 +74,7 @@ class Progress:
         # What the sampler last predicted in the first run, in model space, and the host's preview of it.
         self.denoised: torch.Tensor | None = None
         self.picture: Image.Image | None = None
-        self.value = self.total = 0
+        self.value = self.total = self.steps = 0
         self.bar = comfy.utils.ProgressBar(runs)
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
@@ -85,11 +85,13 @@ class Progress:
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised)
                 self.picture = preview[1]
+        self.steps = total_steps
         done = self.finished * total_steps + step + 1
         self.update(done, self.runs * total_steps + self.extra(total_steps), preview)
 
     def call(self, done: int, total: int, before: int) -> None:
-        """``done`` of ``total`` calls are over, after ``before`` of the sampling run."""
+        """``done`` of ``total`` calls are over, after ``before`` of the sampling run, which a cache makes fewer."""
+        before = max(before, self.steps)
         self.update(before + done, before + total)
 
     def update(self, value: int, total: int, preview=None) -> None:
@@ -184,8 +186,10 @@ def sample_with_uncertainty(
         the latent dict of the run, that of its last prediction of ``denoised``, and the uncertainty of the former.
     """
     generator = torch.Generator().manual_seed(seed ^ DRAWS)
-    sample = sample_with_ensemble if isinstance(estimator, Ensemble) else sample_beside
-    latent, denoised, found = sample(run, model, layer, head, estimator, generator, wishes, stage)
+    if isinstance(estimator, Ensemble):
+        latent, denoised, found = sample_with_ensemble(run, model, layer, head, estimator, generator, wishes, stage)
+    else:
+        latent, denoised, found = sample_beside(run, model, layer, head, estimator, generator, wishes, stage)
     if denoised is None:
         denoised = latent
     else:

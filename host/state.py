@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 # What is done at a state: called with ``denoise`` (a function of x that calls the network as a sampler would), the
 # noised latent x, its noise level sigma ``(n,)``, and the clean latent x0; all but sigma in model space.
-Visit = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], None]
+Visit = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], object]
 
 
 class VisitState(comfy.samplers.Sampler):
@@ -24,6 +24,7 @@ class VisitState(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
+        assert latent_image is not None, "a state is that of a latent"
         sampling = model_wrap.inner_model.model_sampling
         sigma = torch.full((len(latent_image),), float(sampling.percent_to_sigma(self.share)), device=noise.device)
         x = sampling.noise_scaling(sigma, self.eps.to(latent_image), latent_image)
@@ -49,8 +50,8 @@ def visit_state(
     )
 
 
-def output_gain(sampling: torch.nn.Module, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """∂D/∂F, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
+def output_gain(sampling, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """dD/dF, the slope of ``denoised`` in the network's output; it is affine in it for every prediction type."""
     zero = torch.zeros_like(like)
     return sampling.calculate_denoised(sigma, zero + 1, zero) - sampling.calculate_denoised(sigma, zero, zero)
 

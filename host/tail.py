@@ -41,7 +41,7 @@ class Tail:
         return self.index % count if self.geometry.kind == "conv2d" else self.index // self.geometry.out_features
 
     def variance_to_latent(self, variance: torch.Tensor) -> torch.Tensor:
-        """Variance of every latent element, from γ² ``(n, ...)`` of every output position."""
+        """Variance of every latent element, from gamma² ``(n, ...)`` of every output position."""
         flat = variance.flatten(1)
         return flat[:, self.positions(flat.shape[1]).to(flat.device)]
 
@@ -57,7 +57,9 @@ def replaced(module: torch.nn.Module, make_output):
         handle.remove()
 
 
-def tail_at(model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor):
+def tail_at(
+    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> Tail:
     """Find where the outputs of ``layer`` land while a state is visited, see :data:`~.state.Visit`.
 
     Costs a few calls of the network.
@@ -132,7 +134,8 @@ def read_positions(
     if not seen or seen[0].shape[1:] != x.shape[1:]:
         return None
     values = seen[0][:digits].abs().round().long().cpu()
-    return sum(values[digit] * DIGIT**digit for digit in range(digits)).clamp(max=count - 1)
+    positions = torch.stack([values[digit] * DIGIT**digit for digit in range(digits)]).sum(0)
+    return positions.clamp(max=count - 1)
 
 
 def read_tail(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Tail:

@@ -40,6 +40,7 @@ class UncertaintyPlot(io.ComfyNode):
     @classmethod
     def execute(cls, uncertainty, plot, score, width, height) -> io.NodeOutput:
         if plot == OVER_SIGMA:
-            return io.NodeOutput(plot_over_sigma(*uncertainty.std_over_sigma(), width, height))
+            sigmas, stds = uncertainty.std_over_sigma()
+            return io.NodeOutput(plot_over_sigma(sigmas, stds, width, height))
         uncertainty.std_map()  # no video, no NaN
         return io.NodeOutput(plot_scores(uncertainty.scores(score).tolist(), score, width, height))

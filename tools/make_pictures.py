@@ -7,6 +7,7 @@
 ``docs/images/masks.png``: what the thresholds and options of Uncertainty to Mask make of it.
 ``docs/images/plot.png``: the histogram of scores of a larger batch.
 ``docs/images/samples.png``: 36 samples of the demo model, its prompts taken at even distances from the node's list.
+``web/docs/images/*.png``: parts of these, for the help pages in the side bar.
 """
 
 from __future__ import annotations
@@ -141,6 +142,31 @@ def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
+# Picture of the help pages: the picture of the docs that it is a part of, and from where to where from top, 0 to 1.
+HELP = {
+    "sampler": ("quickstart", 0.0, 0.5),
+    "repair": ("quickstart", 0.0, 1.0),
+    "map": ("maps", 0.0, 1.0),
+    "mask": ("masks", 0.0, 0.57),
+    "plot": ("plot", 0.0, 1.0),
+    "demo": ("samples", 0.0, 0.335),
+}
+HELP_WIDTH = 560
+
+
+def help_pictures() -> None:
+    """Parts of the pictures of the docs, smaller and in 128 colours: the pack's archive holds these alone."""
+    folder = ROOT / "web" / "docs" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (source, top, bottom) in HELP.items():
+        picture = Image.open(IMAGES / f"{source}.png").convert("RGB")
+        picture = picture.crop((0, round(top * picture.height), picture.width, round(bottom * picture.height)))
+        if picture.width > HELP_WIDTH:
+            size = HELP_WIDTH, round(picture.height * HELP_WIDTH / picture.width)
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        picture.quantize(128).save(folder / f"{name}.png", optimize=True)
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
@@ -148,6 +174,7 @@ def main() -> None:
             path = IMAGES / f"{make.__name__}.png"
             make(server).save(path, optimize=True)
             print(path.relative_to(ROOT))
+    help_pictures()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
     python dev.py workflows
 
-``tests/graphs/NAME.json`` is the one source of a graph. This runs it in a real ComfyUI and writes, for the template
-browser, ``workflows/NAME.json`` and a thumbnail ``workflows/NAME.jpg`` of what the run made.
+``tests/graphs/NAME.json`` is the one source of a graph. In a node's ``_meta`` stand its title, the group that it is
+drawn in, and whether it is muted, which leaves it out of a run. This runs each graph in a real ComfyUI and writes, for
+the template browser, ``workflows/NAME.json`` and a thumbnail ``workflows/NAME.jpg`` of what the run made; a graph that
+needs a model file gets a card that says so.
 """
 
 from __future__ import annotations
@@ -15,27 +17,25 @@ import uuid
 from pathlib import Path
 
 from comfy_server import ComfyServer
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from workflow_texts import MODELS, NOTES, THUMBNAILS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK_ID = "bayesdiff"
-COLUMN_WIDTH, ROW_GAP, NODE_WIDTH = 380, 60, 320
+# Sizes in the page's own units: a slot and a widget are this high, a title bar lies above a node's position.
+SLOT, WIDGET, TITLE, GROUP_TITLE = 20, 24, 30, 60
+NODE_WIDTH, GAP, MARGIN, COLUMN_HEIGHT, ROW_WIDTH = 320, 50, 20, 1170, 4100
+TEXT_HEIGHT, PICTURE_HEIGHT = 100, 260
+NOTE_SIZE = [760, 170]
+COLOUR, MUTED_COLOUR = "#3f789e", "#666666"
+ACTIVE, MUTED = 0, 2
 # Widgets that the page adds by itself after the one that they belong to.
 CONTROL_AFTER_GENERATE = "fixed"
 
 
-def widget_inputs(info: dict) -> list[tuple[str, dict]]:
-    """Names and options of a node's inputs that are widgets, in the order in which their values are stored."""
-    found = []
-    for name, spec in connections_and_widgets(info):
-        if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
-            found.append((name, spec[1] if len(spec) > 1 else {}))
-    return found
-
-
-def has_control(name: str, options: dict) -> bool:
-    """Whether the page adds a control to a widget: where it is asked to, and where nothing is said of a seed."""
-    return options.get("control_after_generate", name in ("seed", "noise_seed"))
+def runnable(graph: dict) -> dict:
+    """The graph without its muted nodes, as the page would queue it."""
+    return {node_id: node for node_id, node in graph.items() if not node["_meta"].get("muted")}
 
 
 def connections_and_widgets(info: dict) -> list[tuple[str, list]]:
@@ -44,14 +44,33 @@ def connections_and_widgets(info: dict) -> list[tuple[str, list]]:
     return [(name, inputs[name]) for name in order]
 
 
+def is_widget(spec: list) -> bool:
+    kind = isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    return kind and not options_of(spec).get("forceInput")
+
+
+def options_of(spec: list) -> dict:
+    return spec[1] if len(spec) > 1 else {}
+
+
+def widget_inputs(info: dict) -> list[tuple[str, dict]]:
+    """Names and options of a node's inputs that are widgets, in the order in which their values are stored."""
+    return [(name, options_of(spec)) for name, spec in connections_and_widgets(info) if is_widget(spec)]
+
+
+def has_control(name: str, options: dict) -> bool:
+    """Whether the page adds a control to a widget: where it is asked to, and where nothing is said of a seed."""
+    return options.get("control_after_generate", name in ("seed", "noise_seed"))
+
+
 def depths(graph: dict) -> dict[str, int]:
-    """Column of each node: one further right than the rightmost node that it reads."""
+    """Column of each node: one further right than the rightmost node of the same graph that it reads."""
     known: dict[str, int] = {}
 
     def depth(node_id: str) -> int:
         if node_id not in known:
             sources = [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
-            known[node_id] = 1 + max((depth(source) for source in sources), default=-1)
+            known[node_id] = 1 + max((depth(source) for source in sources if source in graph), default=-1)
         return known[node_id]
 
     for node_id in graph:
@@ -59,64 +78,125 @@ def depths(graph: dict) -> dict[str, int]:
     return known
 
 
-def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str) -> dict:
+def group_name(node: dict) -> str:
+    return node["_meta"]["group"]
+
+
+def node_height(info: dict) -> int:
+    """Of a node without its title bar: slots, widgets, and room for the text or the pictures that it shows."""
+    slots = [name for name, spec in connections_and_widgets(info) if not is_widget(spec)]
+    height = 16 + SLOT * max(len(slots), len(info["output"]), 1)
+    for name, options in widget_inputs(info):
+        height += WIDGET * (1 + has_control(name, options)) + (TEXT_HEIGHT if options.get("multiline") else 0)
+    if info["output_node"] and "IMAGE" in [spec[0] for _, spec in connections_and_widgets(info)]:
+        height += PICTURE_HEIGHT
+    if info["name"] == "PreviewAny":
+        height += 2 * TEXT_HEIGHT
+    return height
+
+
+def place(graph: dict, object_info: dict) -> tuple[dict[str, list[int]], list[dict]]:
+    """Positions of nodes, and the groups around them: in the order of the graph, from left to right, in rows."""
+    positions, groups, left, top, row_bottom = {}, [], 0, 0, 0
+    for name in dict.fromkeys(group_name(node) for node in graph.values()):
+        members = {node_id: node for node_id, node in graph.items() if group_name(node) == name}
+        inside, width, height = place_group(members, object_info)
+        if left and left + width > ROW_WIDTH:
+            left, top = 0, row_bottom + GAP
+        for node_id, (x, y) in inside.items():
+            positions[node_id] = [left + x, top + y]
+        muted = any(node["_meta"].get("muted") for node in members.values())
+        groups.append(
+            {
+                "id": len(groups) + 1,
+                "title": name,
+                "bounding": [left, top, width, height],
+                "color": MUTED_COLOUR if muted else COLOUR,
+                "font_size": 24,
+                "flags": {},
+            }
+        )
+        left, row_bottom = left + width + MARGIN, max(row_bottom, top + height)
+    return positions, groups
+
+
+def place_group(members: dict, object_info: dict) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """Positions of a group's nodes in it, column by column, and its width and height."""
+    positions, column_of, x, bottom = {}, depths(members), MARGIN, 0
+    for column in range(1 + max(column_of.values())):
+        y = GROUP_TITLE + TITLE
+        for node_id in (node_id for node_id in members if column_of[node_id] == column):
+            height = node_height(object_info[members[node_id]["class_type"]])
+            if y > GROUP_TITLE + TITLE and y + height > COLUMN_HEIGHT:
+                x, y = x + NODE_WIDTH + GAP, GROUP_TITLE + TITLE
+            positions[node_id] = (x, y)
+            bottom, y = max(bottom, y + height), y + height + GAP
+        x += NODE_WIDTH + GAP
+    return positions, x - GAP + MARGIN, bottom + MARGIN
+
+
+def to_ui(name: str, graph: dict, object_info: dict, version: str) -> dict:
     """The UI form (version 0.4) of an API graph."""
-    nodes, links, columns = [], [], {}
+    nodes, links = [], []
     outgoing: dict[tuple[str, int], list[int]] = {}
     incoming: dict[tuple[str, str], int] = {}
+    slots_of = {
+        node_id: [item for item in connections_and_widgets(object_info[node["class_type"]]) if not is_widget(item[1])]
+        for node_id, node in graph.items()
+    }
     for node_id, node in graph.items():
-        info = object_info[node["class_type"]]
-        slots = [key for key, _ in connections_and_widgets(info) if isinstance(node["inputs"].get(key), list)]
-        for slot, key in enumerate(slots):
+        for slot, (key, _) in enumerate(slots_of[node_id]):
+            if key not in node["inputs"]:
+                continue
             source, output = node["inputs"][key]
             link_type = object_info[graph[source]["class_type"]]["output"][output]
             links.append([len(links) + 1, int(source), output, int(node_id), slot, link_type])
             outgoing.setdefault((source, output), []).append(len(links))
             incoming[node_id, key] = len(links)
-    column_of = depths(graph)
-    for order, (node_id, node) in enumerate(sorted(graph.items(), key=lambda item: column_of[item[0]])):
+    positions, groups = place(graph, object_info)
+    for order, (node_id, node) in enumerate(graph.items()):
         info = object_info[node["class_type"]]
         values = []
         for key, options in widget_inputs(info):
             values.append(node["inputs"][key])
             if has_control(key, options):
                 values.append(CONTROL_AFTER_GENERATE)
-        slots = [(key, spec) for key, spec in connections_and_widgets(info) if (node_id, key) in incoming]
-        height = 60 + 24 * (max(len(slots), len(info["output"])) + len(values))
-        if info["output_node"]:
-            height += 240
-        column = columns.setdefault(column_of[node_id], [0])
         ours = info["python_module"].startswith("custom_nodes.")
+        properties = {
+            "Node name for S&R": node["class_type"],
+            "cnr_id": PACK_ID if ours else "comfy-core",
+            "ver": version if ours else "0.3.75",
+        }
+        if models := [MODELS[value] | {"name": value} for value in values if value in MODELS]:
+            properties["models"] = models
         nodes.append(
             {
                 "id": int(node_id),
                 "type": node["class_type"],
-                "pos": [column_of[node_id] * COLUMN_WIDTH, column[0]],
-                "size": [NODE_WIDTH, height],
+                "pos": positions[node_id],
+                "size": [NODE_WIDTH, node_height(info)],
                 "flags": {},
                 "order": order,
-                "mode": 0,
-                "inputs": [{"name": key, "type": spec[0], "link": incoming[node_id, key]} for key, spec in slots],
+                "mode": MUTED if node["_meta"].get("muted") else ACTIVE,
+                "inputs": [
+                    {"name": key, "type": spec[0], "link": incoming.get((node_id, key))}
+                    for key, spec in slots_of[node_id]
+                ],
                 "outputs": [
                     {"name": label, "type": kind, "links": outgoing.get((node_id, slot), [])}
                     for slot, (label, kind) in enumerate(zip(info["output_name"], info["output"]))
                 ],
                 "title": node["_meta"]["title"],
-                "properties": {
-                    "Node name for S&R": node["class_type"],
-                    "cnr_id": PACK_ID if ours else "comfy-core",
-                    "ver": version if ours else "0.3.75",
-                },
+                "properties": properties,
                 "widgets_values": values,
             }
         )
-        column[0] += height + ROW_GAP
     nodes.append(
         {
             "id": max(int(node_id) for node_id in graph) + 1,
             "type": "MarkdownNote",
-            "pos": [0, -260],
-            "size": [700, 200],
+            "pos": [0, -NOTE_SIZE[1] - 30],
+            "size": NOTE_SIZE,
             "flags": {},
             "order": len(nodes),
             "mode": 0,
@@ -124,7 +204,7 @@ def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str) ->
             "outputs": [],
             "title": "What this does",
             "properties": {"cnr_id": "comfy-core", "ver": "0.3.75"},
-            "widgets_values": [note],
+            "widgets_values": [NOTES[name]],
         }
     )
     return {
@@ -134,15 +214,15 @@ def to_ui(name: str, graph: dict, object_info: dict, version: str, note: str) ->
         "last_link_id": len(links),
         "nodes": nodes,
         "links": links,
-        "groups": [],
+        "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [80, 320]}},
+        "extra": {"ds": {"scale": 0.6, "offset": [180, 480]}},
         "version": 0.4,
     }
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
-    """The API form of a UI graph, as the page would queue it."""
+    """The API form of a UI graph, as the page would queue it, with each node's group and whether it is muted."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
@@ -153,36 +233,51 @@ def to_api(workflow: dict, object_info: dict) -> dict:
             inputs[key] = next(values)
             if has_control(key, options):
                 next(values)
-        inputs |= {slot["name"]: links[slot["link"]] for slot in node["inputs"]}
         if next(values, None) is not None:
             raise ValueError(f"Node {node['id']} ({node['type']}) has more widget values than inputs.")
-        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
+        inputs |= {slot["name"]: links[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        meta = {"title": node["title"], "group": surrounding_group(node, workflow["groups"])}
+        if node["mode"] == MUTED:
+            meta["muted"] = True
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
     return graph
 
 
-NOTES = {
-    "quickstart": (
-        "## BayesDiff quick start\n"
-        "1. A small **demo model** draws four emoji; nothing is downloaded.\n"
-        "2. A **Laplace head** is fitted on the model's own samples: what its last layer could also have been.\n"
-        "3. **KSampler (BayesDiff)** returns the stock KSampler's latent and how unsure the model is of each part.\n"
-        "4. The least certain part becomes a **mask**, and the stock inpainting route draws it again.\n\n"
-        "Choose another prompt in *Demo model*, or put your own checkpoint, prompts and VAE in its place."
-    )
-}
+def surrounding_group(node: dict, groups: list[dict]) -> str:
+    """Title of the one group that a node, title bar and all, lies in."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    around = []
+    for group in groups:
+        left, top, group_width, group_height = group["bounding"]
+        across = left <= x and x + width <= left + group_width
+        if across and top + GROUP_TITLE <= y - TITLE and y + height <= top + group_height:
+            around.append(group["title"])
+    (title,) = around
+    return title
 
 
-# Nodes whose first picture is in the thumbnail.
-THUMBNAILS = {"quickstart": ["13", "15", "16", "17"]}
-
-
-def make_thumbnail(pictures: list[Path], path: Path, side: int = 192) -> None:
-    """Four pictures in a square."""
-    sheet = Image.new("RGB", (2 * side, 2 * side), "white")
+def make_thumbnail(pictures: list[Path], path: Path, side: int = 384) -> None:
+    """Four pictures in a square, or one of any shape."""
+    sheet = Image.new("RGB", (side, side), "white")
+    tile = side if len(pictures) == 1 else side // 2
     for place, picture in enumerate(pictures):
-        tile = Image.open(picture).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-        sheet.paste(tile, (place % 2 * side, place // 2 * side))
+        image = Image.open(picture).convert("RGB")
+        scale = tile / max(image.size)
+        image = image.resize([round(scale * length) for length in image.size], Image.Resampling.LANCZOS)
+        corner = [place % 2 * tile + (tile - image.width) // 2, place // 2 * tile + (tile - image.height) // 2]
+        sheet.paste(image, corner)
     sheet.save(path, quality=90)
+
+
+def make_card(title: str, lines: list[str], path: Path, side: int = 384) -> None:
+    """A thumbnail for what cannot be run here: a name and what it needs."""
+    card = Image.new("RGB", (side, side), "#20252c")
+    draw, middle = ImageDraw.Draw(card), side // 2
+    draw.rectangle((12, 12, side - 13, side - 13), outline=COLOUR, width=3)
+    draw.text((middle, middle - 50), title, fill="white", font=ImageFont.load_default(60), anchor="mm")
+    for row, line in enumerate(lines):
+        draw.text((middle, middle + 30 + 34 * row), line, fill="#b9c4d0", font=ImageFont.load_default(24), anchor="mm")
+    card.save(path, quality=90)
 
 
 def main() -> None:
@@ -191,12 +286,17 @@ def main() -> None:
         object_info = server.object_info()
         for path in sorted((ROOT / "tests" / "graphs").glob("*.json")):
             graph = json.loads(path.read_text(encoding="utf-8"))
-            workflow = to_ui(path.stem, graph, object_info, version, NOTES[path.stem])
             target = ROOT / "workflows" / path.name
+            workflow = to_ui(path.stem, graph, object_info, version)
             target.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-            pictures = server.files(server.run(graph))
-            make_thumbnail([pictures[node_id][0] for node_id in THUMBNAILS[path.stem]], target.with_suffix(".jpg"))
-            print(target.relative_to(ROOT))
+            thumbnail = THUMBNAILS[path.stem]
+            if isinstance(thumbnail, dict):
+                make_card(thumbnail["title"], thumbnail["lines"], target.with_suffix(".jpg"))
+            else:
+                pictures = server.files(server.run(runnable(graph)))
+                chosen = [pictures[node_id][number] for node_id, number in thumbnail]
+                make_thumbnail(chosen, target.with_suffix(".jpg"))
+            print(target.relative_to(ROOT), flush=True)
 
 
 if __name__ == "__main__":

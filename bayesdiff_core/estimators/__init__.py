@@ -49,9 +49,12 @@ class Estimator(Protocol):
         Args:
             schedule: noise over signal at the steps to come, from the first.
         """
+        ...
 
     def calls(self, count: int) -> int:
         """How many calls of the network the estimate takes beside a run of ``count``."""
+        ...
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         """The estimate, with the variance at the states ``along`` too."""
+        ...

@@ -1,10 +1,10 @@
 """Deviations on a thinned trajectory: a member of the ensemble as a small departure from the nominal run.
 
-A posterior draw δW moves ``denoised`` a little, and with it the trajectory: to ``x + δ`` where the nominal run is at
-x. Only δ is followed, at a few of the nominal run's own states: one call of the perturbed network at ``x_i + δ`` gives
-``δD = D_W(x_i + δ) - D_W*(x_i)``, and between states δ takes an affine step like the sampler's, with δD extrapolated as
-in DPM-Solver++ (2M) (Lu et al. 2022). Noise that the sampler injects is the same for both and cancels; how strongly it
-made the run forget is read off the nominal run, so no sampler is re-implemented.
+A posterior draw dW moves ``denoised`` a little, and with it the trajectory: to ``x + delta`` where the nominal run is
+at x. Only delta is followed, at a few of the nominal run's own states: one call of the perturbed network at ``x_i +
+delta`` gives ``dD = D_W(x_i + delta) - D_W*(x_i)``, and between states delta takes an affine step like the sampler's,
+with dD extrapolated as in DPM-Solver++ (2M) (Lu et al. 2022). Noise that the sampler injects is the same for both and
+cancels; how strongly it made the run forget is read off the nominal run, so no sampler is re-implemented.
 
 Few members make a noisy map, so what they say of each cell is moderated by what the nominal run shows for nothing, see
 :mod:`~..moderation`.
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ..moderation import covariates, moderate
+from ..moderation import covariates, effective_channels, moderate
 from ..nominal import NominalRun, State, kept
 from . import Estimate
 from .ensemble import EnsembleVariance
@@ -54,7 +54,7 @@ def follow(
     chosen: list[int],
     signal_end: float,
     deviate: Callable[[State, torch.Tensor | None], torch.Tensor],
-    along: list[int] = (),
+    along: Sequence[int] = (),
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The deviation of one member at the end of the run, in the sampler's space, and on the way.
 
@@ -62,10 +62,12 @@ def follow(
         states: the nominal run.
         chosen: indices of the states at which the network is called.
         signal_end: scale of the signal in x at the end of the run.
-        deviate: ``δD`` at a state, for a deviation δ of x (None for no deviation): one perturbed network call.
+        deviate: ``dD`` at a state, for a deviation delta of x (None for no deviation): one perturbed network call.
         along: indices of states at which the deviation is asked for too; before the first chosen one it is zero.
     """
-    delta = previous = previous_step = None
+    delta: torch.Tensor | None = None
+    previous: torch.Tensor | None = None
+    previous_step = 0.0
     found: dict[int, torch.Tensor] = {}
     for position, index in enumerate(chosen):
         state = states[index]
@@ -82,13 +84,16 @@ def follow(
                 slope = change + (change - previous) * (0.5 * step / previous_step)
         before = torch.zeros_like(change) if delta is None else delta
 
-        def at(signal: float, left: float, state=state, before=before, slope=slope) -> torch.Tensor:
+        def at(
+            signal: float, left: float, state: State = state, before: torch.Tensor = before, slope: torch.Tensor = slope
+        ) -> torch.Tensor:
             return left * before + (signal - left * state.signal) * slope
 
         found |= {j: at(states[j].signal, kept(states, index, j)) for j in along if index <= j < end}
         delta = at(signal_next, left)
         if step:
             previous, previous_step = change, step
+    assert delta is not None, "a member is followed at one state at least"
     return delta, {j: found.get(j, torch.zeros_like(delta)) for j in along}
 
 
@@ -132,12 +137,14 @@ class Deviations:
 
         def variance(found: EnsembleVariance) -> torch.Tensor:
             squares = found.mean_square()
-            return moderate(squares, found.count, trend_of) if self.moderated else squares
+            if not self.moderated:
+                return squares
+            return moderate(squares, found.count * effective_channels(torch.stack(deviations)), trend_of)
 
         for _ in range(members):
             delta_w = run.draw()
 
-            def deviate(state: State, delta: torch.Tensor | None, delta_w=delta_w) -> torch.Tensor:
+            def deviate(state: State, delta: torch.Tensor | None, delta_w: torch.Tensor = delta_w) -> torch.Tensor:
                 x = state.x if delta is None else state.x + delta
                 return run.denoised(state, x, delta_w) - state.denoised
 

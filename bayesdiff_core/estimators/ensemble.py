@@ -2,7 +2,7 @@
 
 Every member starts from the same initial noise and sees the same injected noise as the nominal sample, so what
 differs between members is the weights alone. This is the definition of the posterior variance of the image, the
-oracle that cheaper estimators are judged by; the relative error of a pixel's variance is √(2/K).
+oracle that cheaper estimators are judged by; the relative error of a pixel's variance is sqrt(2/K).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EnsembleVariance:
     def mean_square(self) -> torch.Tensor:
         """Mean square deviation from the nominal sample, float32.
 
-        To first order in δW the members' mean is the nominal sample, so this is their variance, found from as few as
-        one member and with a relative error of √(2/K).
+        To first order in dW the members' mean is the nominal sample, so this is their variance, found from as few as
+        one member and with a relative error of sqrt(2/K).
         """
         return (self.sum_of_squares / self.count).float()

@@ -1,10 +1,11 @@
 """The paper's iteration made right: mean and variance of x, step by step (Kou et al. 2024, section 3.3).
 
 The published recursion with its three faults mended. Cov(x, D) is centred on the nominal run and found from antithetic
-Rademacher pairs ``x ± √V r``; the variance of D over x, which the paper drops, is put back, so that the update is a
-square and cannot go negative,
+Rademacher pairs ``x ± sqrt(V) r``; the variance of D over x, which the paper drops, is put back, so that the update is
+a square and cannot go negative,
 
-    V' = E[(a √V r + (α' - a α) ΔD)²] + (α' - a α)² γ²,   ΔD = (D(x + √V r) - D(x - √V r)) / 2;
+    V' = E[(a sqrt(V) r + (alpha' - a alpha) Delta D)²] + (alpha' - a alpha)² gamma²,
+    Delta D = (D(x + sqrt(V) r) - D(x - sqrt(V) r)) / 2;
 
 and guidance is of one W. What no recursion of a variance per pixel can mend: it takes pixels as independent, and W as
 drawn anew at every step, so what one W does to the whole run is lost and the variance comes out far too small.

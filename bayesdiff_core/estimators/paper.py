@@ -1,12 +1,12 @@
 """The published recursion (Kou et al. 2024, section 3.3 and algorithm 1), to the letter, to compare with.
 
-For a step ``x' = A x + B ε + β z`` of DDIM, DDPM or DPM-Solver-2 the variance of x follows
+For a step ``x' = A x + B eps + beta z`` of DDIM, DDPM or DPM-Solver-2 the variance of x follows
 
-    V' = A² V + 2 A B Cov(x, ε) + B² Var(ε) + β²,
+    V' = A² V + 2 A B Cov(x, eps) + B² Var(eps) + beta²,
 
-with Cov(x, ε) by Monte Carlo over S draws ``x_i ~ N(E, V)``, each through the network. At all but every k-th step
-(Skip) ε counts as certain and V' = A² V + β². DPM-Solver-2 uses the ε at its midpoint. Var(ε) is that of one draw of W
-a step, its guidance taken as of two independent predictions.
+with Cov(x, eps) by Monte Carlo over S draws ``x_i ~ N(E, V)``, each through the network. At all but every k-th step
+(Skip) eps counts as certain and V' = A² V + beta². DPM-Solver-2 uses the eps at its midpoint. Var(eps) is that of one
+draw of W a step, its guidance taken as of two independent predictions.
 
 Kept as published, so with what is wrong with it: the covariance is not centred and its noise swamps it, V may go
 negative, and one W is drawn anew at every step. The picture is not changed by it, which the published code does.
@@ -27,7 +27,7 @@ ROUNDING = 1e-3
 
 
 def noise_of(state: State, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
-    """ε, from x and denoised."""
+    """eps, from x and denoised."""
     return (x - state.signal * denoised) / state.noise
 
 
@@ -56,7 +56,7 @@ class Paper:
         states = run.states
         mean, variance = states[0].x.float(), torch.zeros(states[0].x.shape)
         found: dict[int, torch.Tensor] = {}
-        # First state of each step, and the one whose ε it takes.
+        # First state of each step, and the one whose eps it takes.
         steps = [(index, index) for index in range(len(states))]
         if run.sampler == "dpm_2":
             steps = [(index, min(index + 1, len(states) - 1)) for index in range(0, len(states), 2)]
@@ -92,7 +92,7 @@ class Paper:
         return end / run.states[first].noise
 
     def sampled(self, run: NominalRun, state: State, seen: State, mean: torch.Tensor, variance: torch.Tensor):
-        """Mean of ε, and its covariance with x, over the draws."""
+        """Mean of eps, and its covariance with x, over the draws."""
         deviation = variance.clamp(min=0).sqrt()
         eps_sum, product_sum = torch.zeros_like(mean), torch.zeros_like(mean)
         for _ in range(self.draws):

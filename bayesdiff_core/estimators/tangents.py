@@ -1,9 +1,9 @@
 """Tangents: directions that ride through the host's own sampler, in lockstep with the nominal run.
 
-Sampler functions are affine in x, denoised and the noise that they inject. So a small change δW of the last layer moves
+Sampler functions are affine in x, denoised and the noise that they inject. So a small change dW of the last layer moves
 the run along a tangent that obeys the sampler's own steps, with no noise, and with the change of ``denoised`` in its
-place: ``T' = step(T, J T + (∂D/∂F) φ̃ᵀδW)``. J T is a finite difference, one call of the network at every state of the
-run; the sampler is the host's, so multistep, CFG++ and stochastic ones are right without a line about them.
+place: ``T' = step(T, J T + (dD/dF) phi^T dW)``. J T is a finite difference, one call of the network at every state of
+the run; the sampler is the host's, so multistep, CFG++ and stochastic ones are right without a line about them.
 
 As dear as the ensemble, and to first order the same. Where draws lead to another picture altogether the tangents do
 not follow: theirs is the variance of the linearised run.
@@ -48,7 +48,7 @@ class Tangents:
         for _ in range(self.members):
             delta_w = SHARE * run.draw()
 
-            def change(state: State, deviation: torch.Tensor, delta_w=delta_w) -> torch.Tensor:
+            def change(state: State, deviation: torch.Tensor, delta_w: torch.Tensor = delta_w) -> torch.Tensor:
                 return run.denoised(state, state.x + deviation, delta_w) - state.denoised
 
             deviation, passed = run.ride(change)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bayesdiff.bayesdiff_core.moderation import covariates, mean_root, moderate
+from bayesdiff.bayesdiff_core.moderation import covariates, effective_channels, mean_root, moderate
 from bayesdiff.bayesdiff_core.nominal import State
 from measure import spearman
 
@@ -28,7 +28,7 @@ def error(found: torch.Tensor, truth: torch.Tensor) -> float:
 @pytest.mark.parametrize("spread", [0.05, 0.5, 2.0])
 def test_moderated_variances_are_nearer_to_the_truth(members, spread):
     truth, squares, trend_of = drawn(members, spread)
-    found = moderate(squares, members, trend_of)
+    found = moderate(squares, members * CHANNELS, trend_of)
     assert found.shape == squares.shape and (found > 0).all()
     raw, moderated = error(squares, truth), error(found, truth)
     # What is left of the noise n of a logarithm beside a spread s is n s / (n + s), the least that can be.
@@ -43,15 +43,15 @@ def test_moderated_variances_are_nearer_to_the_truth(members, spread):
 def test_covariates_that_tell_nothing_do_no_harm():
     truth, squares, _ = drawn(4, 2.0)
     useless = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(5))
-    assert error(moderate(squares, 4, useless), truth) < 1.05 * error(squares, truth)
+    assert error(moderate(squares, 4 * CHANNELS, useless), truth) < 1.05 * error(squares, truth)
 
 
 def test_doubling_is_doubling_and_nothing_is_nothing():
     _, squares, trend_of = drawn(2, 0.5)
-    once, twice = moderate(squares, 2, trend_of), moderate(2 * squares, 2, trend_of)
+    once, twice = moderate(squares, 8, trend_of), moderate(2 * squares, 8, trend_of)
     assert torch.allclose(twice, 2 * once, rtol=1e-4)
-    assert not moderate(torch.zeros_like(squares), 2, trend_of).any()
-    assert torch.equal(moderate(squares, 2, trend_of[:0]), squares)
+    assert not moderate(torch.zeros_like(squares), 8, trend_of).any()
+    assert torch.equal(moderate(squares, 8, trend_of[:0]), squares)
 
 
 def test_cells_that_no_member_touched_stay_zero_and_bend_nothing():
@@ -59,17 +59,27 @@ def test_cells_that_no_member_touched_stay_zero_and_bend_nothing():
     outside = torch.zeros(SHAPE, dtype=torch.bool)
     outside[:, :, 25:], outside[2] = True, True
     masked = squares.masked_fill(outside[:, None], 0.0)
-    found = moderate(masked, 2, trend_of)
+    found = moderate(masked, 8, trend_of)
     assert not found[outside[:, None].expand_as(found)].any() and torch.isfinite(found).all()
     elsewhere = trend_of.masked_fill(outside, 1e6)
-    assert torch.allclose(moderate(masked, 2, elsewhere), found, rtol=1e-4)
+    assert torch.allclose(moderate(masked, 8, elsewhere), found, rtol=1e-4)
 
 
 def test_channels_share_as_the_members_say():
     _, squares, trend_of = drawn(4, 0.5)
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
-    found = moderate(squares * weights, 4, trend_of).mean((0, 2, 3))
+    found = moderate(squares * weights, 16, trend_of).mean((0, 2, 3))
     assert (found / found[0]).tolist() == pytest.approx([1, 2, 3, 4], rel=0.1)
+
+
+def test_channels_that_move_together_count_once():
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.randn(2, 3, 4, 20, 20, generator=generator) * torch.tensor([1.0, 5.0, 0.1, 2.0]).reshape(4, 1, 1)
+    assert effective_channels(apart) == pytest.approx(4, rel=0.02)
+    grey = apart[:, :, :1].expand(-1, -1, 3, -1, -1) * torch.tensor([1.0, -2.0, 3.0]).reshape(3, 1, 1)
+    assert effective_channels(grey) == pytest.approx(1)
+    assert effective_channels(torch.cat([apart[:, :, :1], apart[:, :, :2]], 2)) == pytest.approx(9 / 5, rel=0.02)
+    assert effective_channels(torch.zeros(1, 1, 4, 8, 8)) == 4
 
 
 def test_a_mean_of_standard_deviations_falls_short_of_the_root():

@@ -25,6 +25,7 @@ from comfy_extras.nodes_custom_sampler import (
     RandomNoise,
     SamplerCustomAdvanced,
 )
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from measure import spearman
 
@@ -315,7 +316,7 @@ def test_tangents_ride_through_any_sampler(demo, demo_head, sampler):
 
 
 def test_tangents_refuse_a_sampler_of_its_own_steps(demo, demo_head):
-    with pytest.raises(ValueError, match="takes the same steps for every latent, got 'dpm_adaptive"):
+    with pytest.raises(ValueError, match="takes the same steps for every latent, .*got 'dpm_adaptive"):
         ours(demo, demo_head, EMPTY, sampler="dpm_adaptive", options=options(Tangents(1)))
 
 
@@ -575,3 +576,42 @@ def test_prompts_evaluated_apart_give_the_same_map(demo, demo_head, monkeypatch)
     latent, apart, _ = ours(demo, demo_head, EMPTY)
     assert torch.equal(latent["samples"], expected["samples"])
     assert torch.allclose(apart.variance, together, rtol=0.02)
+
+
+def with_cache(demo, node):
+    """The demo model with one of the host's caches of steps."""
+    model, *rest = demo
+    return node.execute(model, reuse_threshold=0.1, start_percent=0.15, end_percent=0.95, verbose=False)[0], *rest
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+def test_a_cache_of_steps_is_the_runs_alone(demo, demo_head, node):
+    """The stock sampler's latent under the cache; no trace of the cache in the uncertainty, nor of us in the cache."""
+    cached = with_cache(demo, node)
+    settings = dict(latent=EMPTY, steps=12, sampler="dpmpp_2m")
+    calls = []
+    with find_last_layer(demo[0]).watched(calls.append):
+        expected = stock(cached, **settings)["samples"]
+    assert 5 <= len(calls) <= 10, "the cache skips some of the steps"
+    latent, uncertainty, _ = ours(cached, demo_head, quality="balanced", **settings)
+    assert torch.equal(latent["samples"], expected)
+    assert torch.equal(ours(cached, demo_head, quality="ensemble", **settings)[0]["samples"], expected)
+    assert torch.equal(stock(cached, **settings)["samples"], expected)
+    none = ours(cached, scaled(demo_head, 1e-30), quality="balanced", **settings)[1]
+    assert none.variance.max() < 1e-6 * uncertainty.variance.mean()
+    plain = ours(demo, demo_head, quality="balanced", **settings)[1]
+    assert 0.5 < uncertainty.variance.mean() / plain.variance.mean() < 2
+    assert spearman(uncertainty.std_map(), plain.std_map()) > 0.8
+
+
+def test_tangents_refuse_a_cache_of_steps(demo, demo_head):
+    with pytest.raises(ValueError, match="a model that skips none"):
+        ours(with_cache(demo, EasyCacheNode), demo_head, EMPTY, steps=12, options=options(Tangents(1)))
+
+
+def test_progress_never_goes_back_under_a_cache(demo, demo_head, monkeypatch):
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
+    ours(with_cache(demo, EasyCacheNode), demo_head, EMPTY, steps=12, quality="balanced")
+    values, totals = zip(*seen)
+    assert list(values) == sorted(values) and values[-1] == totals[-1]

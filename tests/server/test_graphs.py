@@ -7,18 +7,14 @@ import dataclasses
 import json
 import shutil
 import threading
-from pathlib import Path
 
 import comfy_server
-import make_workflows
 import numpy
 import pytest
 import safetensors.torch
 import torch
 from bayesdiff.bayesdiff_core.storage import load_head, save_head
 from PIL import Image
-
-GRAPHS = Path(__file__).resolve().parents[1] / "graphs"
 
 
 def node(class_type: str, **inputs) -> dict:
@@ -70,46 +66,8 @@ def scores(entry) -> list[float]:
     return [float(text) for text in entry["outputs"]["scores"]["text"]]
 
 
-# ---------------------------------------------------------------- the main job
-
-
-@pytest.fixture(scope="module")
-def quickstart(server):
-    graph = json.loads((GRAPHS / "quickstart.json").read_text(encoding="utf-8"))
-    return server.files(server.run(graph))
-
-
 def pixels(path) -> numpy.ndarray:
     return numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255
-
-
-def test_quickstart_makes_samples_maps_masks_and_repairs(quickstart):
-    assert [len(paths) for paths in quickstart.values()] == [4] * 6
-    samples, heat_maps, masks, stitched = (quickstart[node_id] for node_id in ("13", "14", "16", "18"))
-    for sample, heat_map, mask, pair in zip(samples, heat_maps, masks, stitched):
-        assert pixels(sample).shape == pixels(heat_map).shape == (128, 128, 3)
-        assert pixels(heat_map).mean(2).std() > 0.05, "the map has structure"
-        share = pixels(mask)[..., 0].mean()
-        assert 0.15 <= share < 0.6
-        before, after = pixels(pair)[:, :128], pixels(pair)[:, -128:]
-        assert numpy.abs(before - pixels(sample)).max() < 0.01
-        change = numpy.abs(before - after).mean(2)
-        inside = pixels(mask)[..., 0] > 0.5
-        assert change[inside].mean() > 0.01, "the repair changes what is masked"
-        assert change[~inside].mean() < 0.5 * change[inside].mean(), "and little else"
-
-
-def test_workflow_of_the_template_browser_is_the_tested_graph(server):
-    folder = Path(__file__).resolve().parents[2] / "workflows"
-    object_info = server.object_info()
-    names = {path.stem for path in folder.glob("*.json")}
-    assert names == {path.stem for path in GRAPHS.glob("*.json")}
-    for name in names:
-        workflow = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        graph = json.loads((GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
-        assert make_workflows.to_api(workflow, object_info) == graph
-        assert (folder / f"{name}.jpg").exists(), "every template has a thumbnail"
-        assert server.get("/api/workflow_templates")["BayesDiff"].count(name) == 1
 
 
 def test_every_node_explains_itself(server):
@@ -204,6 +162,30 @@ def test_progress_counts_all_calls(server, quality, total, totals):
     values = [value for node_id, value, maximum in seen if node_id == quality and maximum == total]
     assert values == sorted(values) and values[-1] == total
     assert {maximum for node_id, _, maximum in seen if node_id == quality} <= totals
+
+
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("estimator", ["as quality says", "tangents", "moments", "paper"])
+def test_options_of_experts(server, estimator):
+    """Another estimator, and the trajectory at chosen sigmas, drawn as a curve."""
+    graph = with_sampler(base_graph(), seed=91)
+    graph["sigmas"] = node("BasicScheduler", model=["demo", 0], scheduler="normal", steps=6, denoise=1.0)
+    graph["options"] = node(
+        "BayesDiffUncertaintyOptions", estimator=estimator, members=2, states=4, every=2, draws=2,
+        preview="uncertainty", sigmas=["sigmas", 0],
+    )  # fmt: skip
+    graph["ours"]["inputs"]["options"] = ["options", 0]
+    graph["plot"] = node(
+        "BayesDiffUncertaintyPlot", uncertainty=["ours", 1], plot="uncertainty over sigma", score="mean std",
+        width=400, height=256,
+    )  # fmt: skip
+    graph["curve"] = node("PreviewImage", images=["plot", 0])
+    entry = server.run(graph)
+    stock = saved_latent(server, server.run(stock_graph(f"options_{estimator}", seed=91)))
+    assert torch.equal(saved_latent(server, entry), stock) and scores(entry)[0] > 0
+    assert pixels(server.files(entry)["curve"][0]).std() > 0.05, "a curve is drawn"
 
 
 # ---------------------------------------------------------------- reading an uncertainty

@@ -1,0 +1,169 @@
+"""What can be said of the pack without a picture: lint, types, the registry's own checks, and what its archive holds.
+
+Started by ``python dev.py check [NAMES]`` with the Python of .check.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHIVE = ROOT / "node.zip"
+# All that a user's copy may hold, and what of it there must be.
+KNOWN = re.compile(
+    r"(__init__\.py|LICENSE|README\.md|CHANGELOG\.md|pyproject\.toml|requirements\.txt"
+    r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py|demo_model/(README\.md|emoji_\w+\.safetensors|pictures/[\w ]+\.webp)"
+    r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|workflows/[\w-]+\.(json|jpg))"
+)
+NEEDED = (
+    "__init__.py", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "requirements.txt",
+    "demo_model/emoji_unet.safetensors", "demo_model/emoji_vae.safetensors", "demo_model/README.md",
+    "workflows/quickstart.json", "workflows/quickstart.jpg",
+)  # fmt: skip
+LARGEST_MIB = 32
+# A graph reaches no code that is made at run time, no other process, no network and no pickle.
+FORBIDDEN_MODULES = {
+    "aiohttp", "ctypes", "ftplib", "http", "httpx", "marshal", "multiprocessing", "pickle", "requests", "runpy",
+    "shelve", "socket", "subprocess", "urllib",
+}  # fmt: skip
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "shutil.rmtree"}
+
+
+def tool(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, **options)
+
+
+def lint(host_python: str) -> Iterator[str]:
+    """ruff: style, imports and likely bugs, and the layout of the code."""
+    for arguments in (["check"], ["format", "--check"]):
+        if tool("ruff", *arguments).returncode:
+            yield f"ruff {arguments[0]} found what is above; python -m ruff {arguments[0]} can mend much of it"
+
+
+def types(host_python: str) -> Iterator[str]:
+    """basedpyright, with torch as the host has it."""
+    if tool("basedpyright", "--pythonpath", host_python).returncode:
+        yield "basedpyright found what is above"
+
+
+def comfy(*arguments: str) -> str:
+    """A command of comfy-cli on this folder, with a home of its own: it writes its settings there, and asks nothing."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {
+            "HOME": home, "USERPROFILE": home, "DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONUTF8": "1",
+            "GIT_CONFIG_GLOBAL": str(Path.home() / ".gitconfig"),
+        }  # fmt: skip
+        result = tool(
+            "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", *arguments, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        )  # fmt: skip
+    return result.stdout + (f"\nexit status {result.returncode}" if result.returncode else "")
+
+
+def registry(host_python: str) -> Iterator[str]:
+    """``comfy node validate``: what the registry asks of pyproject.toml and of the code."""
+    said = comfy("validate")
+    if "All validation checks passed" not in said or "arning" in said or "exit status" in said:
+        yield f"comfy node validate says:\n{said}"
+
+
+def archive(host_python: str) -> Iterator[str]:
+    """``comfy node pack``: the archive holds what it should, nothing dangerous, and is a whole pack by itself."""
+    said = comfy("pack")
+    if not ARCHIVE.exists() or "arning" in said or "not found" in said or "exit status" in said:
+        yield f"comfy node pack says:\n{said}"
+        return
+    try:
+        with zipfile.ZipFile(ARCHIVE) as packed, tempfile.TemporaryDirectory() as folder:
+            names = packed.namelist()
+            packed.extractall(folder)
+            yield from (f"{name} has no place in the archive; name it in .comfyignore" for name in names
+                        if not KNOWN.fullmatch(name))  # fmt: skip
+            yield from (f"the archive lacks {name}" for name in NEEDED if name not in names)
+            for name in names:
+                if name.endswith(".py"):
+                    yield from dangers(name, packed.read(name).decode())
+            size = ARCHIVE.stat().st_size / 2**20
+            print(f"the archive: {len(names)} files, {size:.1f} MiB")
+            if size > LARGEST_MIB:
+                yield f"the archive has {size:.0f} MiB, more than {LARGEST_MIB}"
+            pack = ["-c", LOAD_PACK, folder]
+            yield from comfy_test(Path(folder))
+            if subprocess.run([host_python, *pack], cwd=os.environ["BAYESDIFF_COMFYUI"]).returncode:
+                yield "the unpacked archive does not load in ComfyUI, see above"
+    finally:
+        ARCHIVE.unlink()
+
+
+def comfy_test(pack: Path) -> Iterator[str]:
+    """comfy-test's levels that need no server: SYNTAX, JAVASCRIPT and HAZARDS."""
+    from comfy_test.orchestration.levels import hazards
+
+    command = [sys.executable, "-c", "from comfy_test.cli import main; main()", "lint"]
+    result = subprocess.run(command, cwd=pack, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    if result.returncode or "[SYNTAX] PASSED" not in result.stdout:
+        yield f"comfy-test lint says:\n{result.stdout}"
+    for _, name, about, find in hazards.CHECKS:
+        yield from (f"comfy-test, hazard {name} ({about}): {found}" for found in find(pack))
+
+
+# Run by the host's Python: the archive alone, its nodes and its demo model.
+LOAD_PACK = """
+import asyncio, importlib.util, sys
+folder = sys.argv.pop()
+sys.path.insert(0, ".")
+import torch
+from comfy.cli_args import args
+args.cpu = not torch.cuda.is_available()
+spec = importlib.util.spec_from_file_location("packed", folder + "/__init__.py")
+sys.modules["packed"] = pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+async def nodes():
+    return await (await pack.comfy_entrypoint()).get_node_list()
+found = [node.GET_SCHEMA().node_id for node in asyncio.run(nodes())]
+from packed.host.demo_model import load_demo_model
+load_demo_model("owl")
+print(f"unpacked and loaded: {len(found)} nodes")
+"""
+
+
+def dangers(name: str, source: str) -> Iterator[str]:
+    """What a file imports or calls that nothing in a user's graph should reach."""
+    for node in ast.walk(ast.parse(source)):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [node.module or ""]
+        for module in modules:
+            if module.split(".")[0] in FORBIDDEN_MODULES:
+                yield f"{name}:{node.lineno} imports {module}"
+        if isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in FORBIDDEN_CALLS:
+            yield f"{name}:{node.lineno} calls {called}"
+
+
+CHECKS = {check.__name__: check for check in (lint, types, registry, archive)}
+
+
+def main(host_python: str, *names: str) -> int:
+    if unknown := [name for name in names if name not in CHECKS]:
+        print(f"Expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}; name some of those, or none for all.")
+        return 2
+    failed = []
+    for name in names or CHECKS:
+        problems = list(CHECKS[name](host_python))
+        print(f"{name}: {'ok' if not problems else 'FAILED'}", *problems, sep="\n  ", flush=True)
+        failed += [name] * bool(problems)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
