@@ -30,6 +30,20 @@ NOTES = {
         "2. **Soft mask**: with *Differential Diffusion* the less certain parts are redrawn more.\n"
         "3. **Try** the mask's *area*, *threshold* and *grow*, and the *denoise* of the repairs."
     ),
+    "repair_loop": (
+        "## Mend, score again, keep the better\n"
+        "1. **Repair** masks the least certain part of each picture, redraws it and scores the result, in two rounds.\n"
+        "2. A mended picture takes the place of the other only if the model is surer of it; the report says what each "
+        "round did, and all candidates come out, the original first.\n"
+        "3. **Try** more *rounds*, a larger *denoise*, or the *method* rectify, which changes less."
+    ),
+    "variations": (
+        "## Variations of a picture\n"
+        "1. **Resample** goes back to a point of a picture's sampling, draws there from what the model holds possible, "
+        "and finishes again: each picture comes out first, then its variations.\n"
+        "2. With a mask only the inside varies; here it is the least certain part.\n"
+        "3. **Try** *start_at*: early changes shapes, late only details; and *strength* for bolder variations."
+    ),
     "fit_a_head": (
         "## Fit, save and load a Laplace head\n"
         "1. Fit once a model and save: on the model's **own samples**, which needs no data, or on **pictures**; put "
@@ -74,6 +88,8 @@ THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "batch_filter": [("10", 0)],
     "best_of_n": [("8", number) for number in range(4)],
     "mask_to_inpaint": [("6", 1), ("8", 1), ("17", 1), ("25", 1)],
+    "repair_loop": [("12", 3), ("14", 4), ("12", 4), ("12", 5)],
+    "variations": [("9", number) for number in range(4, 8)],
     "fit_a_head": [("8", 0), ("8", 1), ("17", 0), ("17", 1)],
     "sampler_custom_advanced": [("14", 0)],
     "sd15": {"title": "SD 1.5", "lines": ["needs your checkpoint"]},

@@ -227,6 +227,41 @@ def test_sampler_custom_advanced_keeps_the_uncertainty_on_the_way(made):
     assert len(texts("sampler_custom_advanced", entry, "Scores: lower is surer")) == 4
 
 
+def test_repair_loop_keeps_the_surest_of_what_it_tried(made):
+    entry, found = made("repair_loop")
+    masks = found["What was mended"][..., 0]
+    assert masks.shape == (12, 128, 128) and not masks[::3].any(), "nothing is masked in the pictures themselves"
+    assert all(0.15 < mask.mean() < 0.6 for place, mask in enumerate(masks) if place % 3)
+    sizes = shown({title: images for title, images in found.items() if title != "What was mended"})
+    candidates = found["Each picture, then its rounds"]
+    assert sizes == {
+        "Samples": (4, 128, 128), "The best of each": (4, 128, 128), "Each picture, then its rounds": (12, 128, 128)
+    }  # fmt: skip
+    assert numpy.array_equal(candidates[::3], found["Samples"])
+    for picture, best in enumerate(found["The best of each"]):
+        assert any(numpy.array_equal(best, tried) for tried in candidates[3 * picture : 3 * picture + 3])
+    (report,) = texts("repair_loop", entry, "What each round did")
+    rounds = [line for line in report.splitlines() if line.startswith("Round")]
+    assert len(rounds) == 8
+    for line in rounds:
+        before, after = (float(words.split()[-1]) for words in line.split(": ")[1].split(", ")[:2])
+        assert line.endswith("kept." if after < before else "dropped.")
+
+
+def test_variations_vary_and_keep_to_their_mask(made):
+    _, found = made("variations")
+    sizes, both = shown(found), ("Each picture, then its variations", "Varied inside the mask")
+    assert sizes == {"Overlays": (2, 128, 128), "Masks": (2, 128, 128), both[0]: (8, 128, 128), both[1]: (8, 128, 128)}
+    everywhere, inside = (found[title] for title in both)
+    assert numpy.array_equal(everywhere[::4], inside[::4]), "the pictures themselves"
+    for picture, mask in enumerate(found["Masks"][..., 0] == 1):
+        for variation in range(1, 4):
+            place = 4 * picture + variation
+            assert numpy.abs(everywhere[place] - everywhere[4 * picture]).mean() > 0.002
+            change = numpy.abs(inside[place] - inside[4 * picture]).mean(2)
+            assert change[mask].mean() > 3 * change[~mask].mean()
+
+
 # ---------------------------------------------------------------- those that need a model file
 
 
@@ -235,7 +270,7 @@ def test_the_model_files_are_all_that_is_missing(server, object_info, name):
     with pytest.raises(comfy_server.PromptRejected) as rejection:
         server.queue(make_workflows.runnable(GRAPHS[name]))
     errors = {
-        node_id: [(error["type"], error["extra_info"]["input_name"]) for error in node["errors"]]
+        node_id: sorted((error["type"], error["extra_info"]["input_name"]) for error in node["errors"])
         for node_id, node in rejection.value.node_errors.items()
     }
     assert errors == {
