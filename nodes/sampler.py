@@ -21,8 +21,8 @@ FEWEST, MOST = 2, 256  # members of an ensemble
 # Chosen on the frontier of fidelity and cost, see docs/sampling.md.
 QUALITIES = {
     "draft": Deviations(states=5, share=0.25),
-    "balanced": Deviations(states=5, share=1.0),
-    "precise": Deviations(states=6, share=3.0),
+    "balanced": Deviations(states=7, share=1.0),
+    "precise": Deviations(states=8, share=3.0),
 }
 
 
@@ -34,7 +34,7 @@ def uncertainty_inputs() -> list[io.Input]:
             "quality",
             options=[*QUALITIES, ENSEMBLE],
             default="balanced",
-            tooltip="Draft 1.25, balanced 2, precise 4 times the network calls of plain sampling at 20 steps; more "
+            tooltip="At most 1.25, 2 and 4 times the network calls of plain sampling at 20 steps; more "
             "calls, less noise in the map. Ensemble: samples every member from start to end, the reference.",
         ),
         io.Int.Input(

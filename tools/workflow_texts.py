@@ -42,7 +42,8 @@ NOTES = {
         "1. **Resample** goes back to a point of a picture's sampling, draws there from what the model holds possible, "
         "and finishes again: each picture comes out first, then its variations.\n"
         "2. With a mask only the inside varies; here it is the least certain part.\n"
-        "3. **Try** *start_at*: early changes shapes, late only details; and *strength* for bolder variations."
+        "3. **Try** *start_at*: early changes shapes, late only details; and *strength*: 1 goes as far as the "
+        "model is unsure, often hardly visible; here it is 4."
     ),
     "fit_a_head": (
         "## Fit, save and load a Laplace head\n"
@@ -89,7 +90,7 @@ THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "best_of_n": [("8", number) for number in range(4)],
     "mask_to_inpaint": [("6", 1), ("8", 1), ("17", 1), ("25", 1)],
     "repair_loop": [("12", 3), ("14", 4), ("12", 4), ("12", 5)],
-    "variations": [("9", number) for number in range(4, 8)],
+    "variations": [("9", number) for number in range(4)],
     "fit_a_head": [("8", 0), ("8", 1), ("17", 0), ("17", 1)],
     "sampler_custom_advanced": [("14", 0)],
     "sd15": {"title": "SD 1.5", "lines": ["needs your checkpoint"]},

@@ -47,6 +47,8 @@ def choose_states(levels: list[float], count: int) -> list[int]:
 
 # Below this share of a deviation that is left after a step, nothing is gained by extrapolating, and much may be lost.
 LEAST_LEFT = 0.05
+# A sampler that keeps less than this of its noise renews it, and forgets with it: there extrapolating is unstable.
+LEAST_KEPT = 0.9
 
 
 def follow(
@@ -76,8 +78,9 @@ def follow(
         end = len(states) if is_last else chosen[position + 1]
         signal_next = signal_end if is_last else states[end].signal
         left = kept(states, index, end)
+        renewed = not is_last and left * state.noise < LEAST_KEPT * states[end].noise
         slope, step = change, None
-        if left > LEAST_LEFT and state.signal > 0 and signal_next > 0:
+        if left > LEAST_LEFT and not renewed and state.signal > 0 and signal_next > 0:
             # The step in log-SNR, in which the multistep solver extrapolates linearly.
             step = math.log(signal_next / state.signal) - math.log(left)
             if previous is not None and step * previous_step > 0:
@@ -103,7 +106,8 @@ class Deviations:
 
     Attributes:
         states: at about how many states of the run each member is followed.
-        share: calls of the network to spend on members, as a share of those of the run; at least one member.
+        share: calls of the network to spend on members, at most, as a share of those of the run; one member is the
+            least there is.
         fixed_members: how many members, whatever the share.
         moderated: whether the variance is moderated; otherwise it is the members' bare mean square.
     """
@@ -121,7 +125,7 @@ class Deviations:
         )
 
     def members(self, count: int, states: int) -> int:
-        return self.fixed_members or max(1, round(self.share * count / states))
+        return self.fixed_members or max(1, math.floor(self.share * count / states + 1e-6))
 
     def calls(self, count: int) -> int:
         states = min(self.states, count)

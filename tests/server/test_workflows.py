@@ -25,7 +25,6 @@ FILES = {
     "sdxl": {"1": ["ckpt_name"]},
     "flux": {"1": ["unet_name"], "2": ["clip_name1", "clip_name2"], "3": ["vae_name"]},
 }
-RUNNABLE = sorted(GRAPHS.keys() - FILES)
 # Standard deviation of a picture's values from 0 to 1, below which it counts as blank.
 NOT_BLANK = 0.03
 
@@ -257,7 +256,7 @@ def test_variations_vary_and_keep_to_their_mask(made):
     for picture, mask in enumerate(found["Masks"][..., 0] == 1):
         for variation in range(1, 4):
             place = 4 * picture + variation
-            assert numpy.abs(everywhere[place] - everywhere[4 * picture]).mean() > 0.002
+            assert numpy.abs(everywhere[place] - everywhere[4 * picture]).max() > 0.1
             change = numpy.abs(inside[place] - inside[4 * picture]).mean(2)
             assert change[mask].mean() > 3 * change[~mask].mean()
 
