@@ -273,7 +273,7 @@ def test_without_laplace_torch_one_sentence_says_how_to_get_it_before_any_work(d
     calls = []
     with (
         find_last_layer(demo[0]).watched(calls.append),
-        pytest.raises(ModuleNotFoundError, match="python -m pip install laplace-torch"),
+        pytest.raises(ModuleNotFoundError, match="-m pip install laplace-torch"),
     ):
         fit_node(demo, OWN_SAMPLES)
     assert not calls
