@@ -184,7 +184,8 @@ def costs(bench: Bench) -> dict[str, float]:
 
 
 def filtering(bench: Bench) -> list[dict]:
-    """The half with the lower scores against random halves: Fréchet distance, precision and recall.
+    """The half with the lower scores against random halves: Fréchet distance, precision and recall, and what the judge
+    says of single pictures, on average.
 
     The standard error is that of one random half. Halves are taken within each prompt, as a user does with a batch, and
     of all pictures together.
@@ -200,6 +201,7 @@ def filtering(bench: Bench) -> list[dict]:
             "Frechet distance": frechet_distance(features[kept], reference),
             "precision": precision,
             "recall": recall,
+            **{name: float(quality[kept].mean()) for name, quality in bench.verdict.qualities.items()},
         }
 
     for among, groups in (("prompt", bench.groups), ("all", together)):
@@ -434,8 +436,8 @@ def best_of_n(bench: Bench) -> list[dict]:
 # ---------------------------------------------------------------- what is shown
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
+def number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def with_error(value: float, error: float) -> str:
@@ -451,51 +453,53 @@ def markdown(columns: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *lines]]
 
 
-def wide_table(rows: list[dict], value_of: Callable[[dict], str]) -> list[str]:
-    """A line a score, a column a measure of each model; the default score is in bold."""
+def wide_tables(rows: list[dict], value_of: Callable[[dict], str]) -> list[str]:
+    """A table for each model, of all pictures and within prompts; a line a score, the default one in bold."""
+    found = []
+    for model, among in dict.fromkeys((row["model"], row["among"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["among"]) == (model, among)]
+        measures = list(dict.fromkeys(row["measure"] for row in mine))
+        lines: dict[str, list[str]] = {}
+        for row in mine:
+            lines.setdefault(name_of(row), [number(row["cost"])]).append(value_of(row))
+        found += ["", f"{model}, {AMONG[among]}:", ""]
+        found += markdown(["score", "calls", *measures], [[name, *cells] for name, cells in lines.items()])
+    return found
 
-    def column_of(row):
-        within = "within prompts" if row["among"] == "prompt" else "all together"
-        return f"{row['model']}: {row['measure']}, {within}"
 
-    columns = list(dict.fromkeys(map(column_of, rows)))
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        cells.setdefault(name_of(row), {"calls": number(row["cost"])})[column_of(row)] = value_of(row)
-    return markdown(
-        ["score", "calls", *columns],
-        [[name, *(found.get(column, "") for column in ["calls", *columns])] for name, found in cells.items()],
-    )
+AMONG = {"prompt": "within prompts", "all": "all pictures together"}
 
 
 def errors_better(row: dict) -> float:
-    """By how many standard errors the kept half is better than a random one."""
+    """By how many standard errors the kept half is better than a random one; none where all random halves are equal."""
+    if row["standard_error"] == 0:
+        return 0.0
     sign = -1 if row["measure"] == "Frechet distance" else 1
     return sign * (row["value"] - row["control"]) / row["standard_error"]
 
 
 def show_filtering(rows: list[dict]) -> list[str]:
-    chance = []
-    for key in dict.fromkeys((row["model"], row["measure"], row["among"]) for row in rows):
-        row = next(row for row in rows if (row["model"], row["measure"], row["among"]) == key)
-        chance.append([key[0], key[1], "within prompts" if key[2] == "prompt" else "all together",
-                       with_error(row["control"], row["standard_error"])])  # fmt: skip
+    chance = [
+        dict(row, estimator="random halves", score="± error of one", default=False, value=row["control"], cost=1.0)
+        for row in rows
+        if row["score"] == "random"
+    ]
+
+    def cell(row: dict) -> str:
+        if row["estimator"] == "random halves":
+            return with_error(row["value"], row["standard_error"])
+        return f"{number(row['value'])} ({errors_better(row):+.1f})"
+
     return [
         "The kept half; in brackets, by how many standard errors it is better (+) or worse (-) than a random half.",
-        "",
-        *wide_table(rows, lambda row: f"{number(row['value'])} ({errors_better(row):+.1f})"),
-        "",
-        "Random halves:",
-        "",
-        *markdown(["model", "measure", "halves", "mean ± error of one"], chance),
+        *wide_tables(rows + chance, cell),
     ]
 
 
 def show_bad_samples(rows: list[dict]) -> list[str]:
     return [
         "AUROC ± bootstrap error; 0.5 is chance.",
-        "",
-        *wide_table(rows, lambda row: with_error(row["value"], row["standard_error"])),
+        *wide_tables(rows, lambda row: with_error(row["value"], row["standard_error"])),
     ]
 
 
