@@ -98,6 +98,9 @@ class NominalRun(Protocol):
         """
         ...
 
+    def expect(self, calls: int) -> None:
+        """Say how many calls of the network are to come, where it is another number than the estimator's own guess."""
+
     def show(self, variance: torch.Tensor) -> None:
         """Show the user what is known so far of the variance at the end."""
 

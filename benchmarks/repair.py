@@ -128,18 +128,20 @@ def main() -> None:
         changed = kept.any(0)
         row = {
             "test": "repair", "model": "demo", "score": name, "default": name == next(iter(arms)),
-            "value": float(logs.mean().exp()), "control": 1.0, "standard_error": error,
+            "value": float(logs.mean().exp()), "standard_error": error * float(logs.mean().exp()),
             "mended": float(every.mean().exp()), "kept": float(kept.double().mean()),
             "improved": float((logs[changed] < 0).double().mean()),
         }  # fmt: skip
         rows.append(row)
-        after = f"{row['value']:.2f} ± {error * row['value']:.2f}"
+        after = f"{row['value']:.2f} ± {row['standard_error']:.2f}"
         print(
             ROW.format(name, after, f"{row['mended']:.2f}", f"{row['kept']:.0%}", f"{row['improved']:.0%}"), flush=True
         )
         if arguments.picture and attempts[0].mask is not None:
             save_sheet(vae, originals, attempts, best, arguments.picture, name)
+    shifted = next(row["value"] for row in rows if "shifted" in row["score"])
     if arguments.json:
+        rows = [row | {"control": shifted} for row in rows]
         arguments.json.write_text(json.dumps(rows, indent=1))
 
 

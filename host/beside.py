@@ -274,6 +274,9 @@ class Beside:
             denoised = kept + (denoised - kept) * mask
         return denoised.float().cpu()
 
+    def expect(self, calls: int) -> None:
+        self.expected_calls = calls
+
     def show(self, variance: torch.Tensor) -> None:
         self.shown(variance)
 

@@ -51,7 +51,7 @@ class Repair(io.ComfyNode):
                     "quality",
                     options=list(JUDGES),
                     default="balanced",
-                    tooltip="Of the scores: 1, 4 or 12 draws of the last layer, each five network calls a picture and "
+                    tooltip="Of the scores: 1, 2 or 7 draws of the last layer, each five network calls a picture and "
                     "round.",
                 ),
                 io.Int.Input("rounds", default=2, min=0, max=100, tooltip="How often to mend; 0 only scores."),

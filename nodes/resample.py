@@ -76,7 +76,8 @@ class Resample(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How far the draws go: 1 as far as the model is unsure, more for bolder variations.",
+                    tooltip="How far the draws go: 1, the paper's, as far as the model is unsure, which hardly shows "
+                    "where it is sure; 3 is bold.",
                 ),
                 io.Boolean.Input(
                     "include_original", default=True, tooltip="Put each picture itself before its variations."

@@ -135,6 +135,7 @@ class Deviations:
         states = run.states
         chosen = choose_states([state.level for state in states], self.states)
         members = self.members(len(states), len(chosen))
+        run.expect(members * len(chosen))
         end = EnsembleVariance(torch.zeros(states[0].x.shape))
         points = {index: EnsembleVariance(torch.zeros(states[0].x.shape)) for index in along}
         trend_of, deviations = covariates(states), []

@@ -149,6 +149,9 @@ class GaussianRun:
         end = getattr(sampling, f"sample_{self.name}")(model, start, self.sigmas, extra_args={}, disable=True)
         return end, passed
 
+    def expect(self, calls: int) -> None:
+        assert self.calls == 0 and calls > 0
+
     def show(self, variance: torch.Tensor) -> None:
         assert variance.shape == self.states[0].x.shape
 

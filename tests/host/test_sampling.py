@@ -228,7 +228,7 @@ def test_uncertainty_is_reproducible_and_follows_the_seed(demo, demo_head):
     [
         ("ensemble", "euler", 8, 8 * (1 + MEMBERS)),
         ("balanced", "euler", 8, 8 + 6),
-        ("precise", "heun", 15, 15 + 42),
+        ("precise", "heun", 15, 15 + 6 * 7),
     ],
 )
 def test_progress_counts_every_call_of_the_network_once(demo, demo_head, monkeypatch, quality, sampler, run, total):
