@@ -226,8 +226,6 @@ class Beside:
         along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)), -j))
                  for wanted in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
         found = self.estimator.estimate(self, along)
-        if self.calls < self.expected_calls:  # fewer states were apart enough to choose
-            self.called(self.calls, self.calls, len(self.states))
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})
         for index in along:
