@@ -142,10 +142,12 @@ def frontier(name: str, arguments) -> list[dict]:
                     for prompt in conditions
                 ]
                 setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
+                size = {"pictures": arguments.batch * len(prompts), "members": arguments.members}
                 rows += [
                     setting
                     | {"estimator": kind_of(key), "setting": key}
                     | {column: average([of_prompt[key][column] for of_prompt in found]) for column in value}
+                    | size
                     for key, value in found[0].items()
                 ]
                 print("\n".join(table(rows[-len(found[0]) :])), flush=True)
@@ -245,14 +247,17 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_docs(rows: list[dict], command: str) -> None:
+def write_docs(rows: list[dict]) -> None:
     plot(rows, DOCS / "images" / "frontier.png")
     keys = ("model", "cfg", "steps", "sampler")
+    sizes = {row["model"]: f"{row['pictures']} pictures, an ensemble of {row['members']} as the truth" for row in rows}
     settings = dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
     text = [
         "# Fidelity against cost, measured",
         "",
-        f"Made by `{command}`, seed {SEED}. What the columns are and what they say: [sampling.md](sampling.md).",
+        f"Made by `python dev.py bench frontier --docs`, seed {SEED}; a setting is "
+        + "; ".join(f"of {model}, {size}" for model, size in sizes.items())
+        + " (`--batch`, `--members`). What the columns are and what they say: [sampling.md](sampling.md).",
         "",
         "![Fidelity of map and score against network calls](images/frontier.png)",
         "",
@@ -293,7 +298,7 @@ def main() -> None:
             arguments.done += frontier(name, arguments)
     print("\n" + "\n".join(summary(arguments.done)))
     if arguments.docs:
-        write_docs(arguments.done, "python dev.py bench frontier --docs")
+        write_docs(arguments.done)
 
 
 if __name__ == "__main__":

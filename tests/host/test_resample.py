@@ -115,12 +115,12 @@ def test_a_noise_mask_of_the_latent_counts_and_all_keys_stay(demo, demo_head, pi
     mask[0, 2:8], mask[1, 8:14] = 1, 1
     start = pictures[0] | {"noise_mask": mask, "batch_index": [5, 2], "note": "kept"}
     latent, uncertainty = sampled(demo, demo_head, start, denoise=0.6)
-    found = resampled(demo, (latent, uncertainty), denoise=0.6, strength=2.0)
+    found = resampled(demo, (latent, uncertainty), denoise=0.6, strength=4.0)
     assert found["note"] == "kept" and found["batch_index"] == [5, 5, 5, 2, 2, 2]
     assert torch.equal(found["noise_mask"], mask.repeat_interleave(3, 0))
     change = (found["samples"] - latent["samples"].repeat_interleave(3, 0)).abs().amax(1)
     outside = mask.repeat_interleave(3, 0) == 0
-    assert change[outside].max() < 1e-4 and change[[1, 2, 4, 5]].amax((1, 2)).min() > 0.02
+    assert change[outside].max() < 1e-4 and change[[1, 2, 4, 5]].amax((1, 2)).min() > 0.05
 
 
 def test_a_single_picture_from_each_of_its_points(demo, demo_head):
