@@ -51,17 +51,17 @@ def has_memory(model_options: dict | None) -> bool:
 class Recording:
     """What a model predicted for each candidate, so that sampling it again from the start need not ask again.
 
-    A prediction is used again only where noise level and noised latents are the recorded ones to the bit, in a batch of
-    the same size: what a network computes differs by rounding from one size of batch to another. So whatever a sampler
-    does with its history, it goes on as from its own predictions.
+    A prediction is used again only where noise level and noised latents are the recorded ones to the bit, at the same
+    place of a batch of the same size: what a network computes differs by rounding from one to another. So whatever a
+    sampler does with its history, it goes on as from its own predictions.
 
     Attributes:
         replayed: predictions that were used again, one a picture.
     """
 
     def __init__(self):
-        # By candidate: batch size, noise level, noised latent and prediction, in the order of the calls.
-        self.seen: dict[int, list[tuple[int, float, torch.Tensor, torch.Tensor]]] = {}
+        # By candidate, in the order of the calls: place and size of its batch, noise level, noised latent, prediction.
+        self.seen: dict[int, list[tuple[tuple[int, int], float, torch.Tensor, torch.Tensor]]] = {}
         self.replayed = 0
 
     def record(self, model: ModelPatcher, numbers: list[int]) -> ModelPatcher:
@@ -73,10 +73,9 @@ class Recording:
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
             denoised = executor(x, timestep, model_options, seed)
             if not has_memory(model_options):
-                for states, *state in zip(
-                    seen, timestep.tolist(), x.to("cpu", copy=True), denoised.to("cpu", copy=True)
-                ):
-                    states.append((len(x), *state))
+                pictures = zip(seen, timestep.tolist(), x.to("cpu", copy=True), denoised.to("cpu", copy=True))
+                for place, (states, *state) in enumerate(pictures):
+                    states.append(((place, len(x)), *state))
             return denoised
 
         return while_sampling(model, predict_noise)
@@ -87,9 +86,9 @@ class Recording:
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
             if coming and not has_memory(model_options):
-                sizes, sigmas, latents, denoised = zip(*coming[-1])
+                places, sigmas, latents, denoised = zip(*coming[-1])
                 if (
-                    set(sizes) == {len(x)}
+                    list(places) == [(place, len(x)) for place in range(len(x))]
                     and list(sigmas) == timestep.tolist()
                     and torch.equal(torch.stack(latents), x.cpu())
                 ):

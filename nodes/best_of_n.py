@@ -64,11 +64,11 @@ class KSamplerBestOfN(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "batch_size",
-                    default=4,
+                    default=1,
                     min=1,
                     max=1024,
-                    tooltip="How many pictures to sample together; fewer need less memory. Where keep "
-                    "is a multiple of it, finishing need not repeat the steps of the ranking.",
+                    tooltip="How many pictures to sample together. One at a time saves most: finishing then repeats no "
+                    "step of the ranking. In larger batches only what lands at its old place is not repeated.",
                 ),
                 io.Boolean.Input(
                     "score_finished",
