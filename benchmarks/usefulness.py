@@ -68,6 +68,7 @@ class Setting:
         load: of a prompt, see ``load_demo_model``.
         names: its prompts.
         shape: of one latent.
+        pictures: how many of each prompt, unless asked otherwise.
     """
 
     load: Callable
@@ -77,14 +78,15 @@ class Setting:
     sampler: str
     scheduler: str
     judge: type
+    pictures: int
 
 
 SETTINGS = {
     "demo": Setting(
         load_demo_model, lambda: [name for name in prompt_names() if name.startswith("any ")], (4, 16, 16), 3.0,
-        "dpmpp_2m", "karras", EmojiJudge,
+        "dpmpp_2m", "karras", EmojiJudge, 8,
     ),
-    "fashion": Setting(load_fashion_model, kinds, (3, 32, 32), 1.0, "euler", "normal", GarmentJudge),
+    "fashion": Setting(load_fashion_model, kinds, (3, 32, 32), 1.0, "euler", "normal", GarmentJudge, 24),
 }  # fmt: skip
 
 
@@ -97,7 +99,8 @@ class Bench:
     """One model with its head, its judge and all that was sampled."""
 
     def __init__(self, name: str, arguments):
-        self.name, self.setting, self.seed, self.count = name, SETTINGS[name], arguments.seed, arguments.pictures
+        self.name, self.setting, self.seed = name, SETTINGS[name], arguments.seed
+        self.count = arguments.pictures or self.setting.pictures
         self.judge = self.setting.judge()
         self.names = thin(self.setting.names(), arguments.prompts)
         self.model, _, self.negative, self.vae = self.setting.load(self.names[0])
@@ -342,7 +345,7 @@ def standard_error(values: torch.Tensor) -> float:
 AREA, DENOISE = 0.2, 0.65
 
 
-def repair(bench: Bench, count: int = 2) -> list[dict]:
+def repair(bench: Bench) -> list[dict]:
     """What the judge says after inpainting less what it says of the picture before, mean over pictures.
 
     Inpainted is the least certain fifth, or the same mask moved to a random place (with what it loses over the edge put
@@ -350,7 +353,7 @@ def repair(bench: Bench, count: int = 2) -> list[dict]:
     the repair (0.65) take. Standard errors are of the paired differences. Of all pictures, and of the half of each
     prompt's batch that the default score calls the less certain.
     """
-    prompts = range(len(bench.names))
+    prompts, count = range(len(bench.names)), bench.count // 4
     index = torch.tensor([prompt * bench.count + i for prompt in prompts for i in range(count)])
     uncertain = rank.select(bench.found["balanced"], index)
     mask = most_uncertain_area(uncertain.std_map(), AREA)
@@ -547,7 +550,7 @@ def tables(rows: list[dict]) -> list[str]:
     return found
 
 
-TILE = 128
+TILE, ENDS = 128, 4
 
 
 def tile(picture: torch.Tensor) -> Image.Image:
@@ -573,12 +576,14 @@ def sheet_of(rows: list[list[Image.Image]], titles: list[str], left: int = 116) 
 
 
 def draw_batches(bench: Bench, most: int = 6) -> Image.Image:
-    """Batches of some prompts by the default score, the surest at the left."""
+    """Batches of some prompts by the default score, the surest at the left; of a large one the ends alone."""
     scores, rows = bench.found[DEFAULT_ESTIMATOR].scores(), []
     prompts = thin(list(range(len(bench.names))), most)
     for prompt in prompts:
         first = prompt * bench.count
-        rows.append([tile(bench.pictures[first + i]) for i in scores[first : first + bench.count].argsort().tolist()])
+        order = scores[first : first + bench.count].argsort().tolist()
+        shown = order if len(order) <= ENDS * 2 else order[:ENDS] + order[-ENDS:]
+        rows.append([tile(bench.pictures[first + i]) for i in shown])
     return sheet_of(rows, [bench.names[prompt] for prompt in prompts])
 
 
@@ -631,7 +636,7 @@ def main() -> None:
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(SETTINGS))
     parser.add_argument("--tests", type=lambda text: text.split(","), default=list(TESTS))
     parser.add_argument("--prompts", type=int, default=10, help="at most so many of a model's prompts")
-    parser.add_argument("--pictures", type=int, default=8, help="pictures a prompt")
+    parser.add_argument("--pictures", type=int, help="pictures a prompt; 8 of emoji and 24 of garments")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=lambda text: [Path(part) for part in text.split(",")],
@@ -664,7 +669,7 @@ def main() -> None:
             for drawing, needs in (("batches", "latents"), ("plants", "plants"), ("repairs", "repaired")):
                 if hasattr(bench, needs):
                     path = DOCS / "images" / f"usefulness_{drawing}_{name}.png"
-                    DRAWINGS[drawing](bench).save(path, optimize=True)
+                    DRAWINGS[drawing](bench).quantize(256).save(path, optimize=True)
     if arguments.docs:
         write_docs(rows, "python dev.py bench usefulness --docs")
 
