@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from ..bayesdiff_core.estimators import Estimator
 from ..bayesdiff_core.estimators.deviations import choose_states
 from ..bayesdiff_core.laplace_head import LaplaceHead
+from ..bayesdiff_core.nominal import level
 from ..bayesdiff_core.uncertainty import Uncertainty
 from .beside import scales
 from .last_layer import LastLayer
@@ -56,7 +57,7 @@ def uncertainty_of(
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     sampling = model.get_model_object("model_sampling")
     dense = comfy.samplers.calculate_sigmas(sampling, "normal", FINE)[:-1].tolist()
-    noise_over_signal = [over / max(signal, 1e-6) for over, signal in (scales(sampling, sigma) for sigma in dense)]
+    noise_over_signal = [level(*scales(sampling, sigma)) for sigma in dense]
     chosen = {dense[index] for index in choose_states(noise_over_signal, states)}
     sigmas = torch.tensor([*sorted({*chosen, *levels}, reverse=True), 0.0])
 
