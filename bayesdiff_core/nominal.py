@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -45,6 +45,15 @@ class State:
 def level(noise: float, signal: float) -> float:
     """Noise over signal; a million where there is no signal at all."""
     return noise / max(signal, 1e-6)
+
+
+def nearest(levels: Sequence[float], wanted: float) -> int:
+    """The place in ``levels`` of the noise level nearest to ``wanted``, by its logarithm.
+
+    Of several at one level the last: where a sampler of higher order corrects itself, that is what it keeps.
+    """
+    least = 1e-9
+    return min(range(len(levels)), key=lambda i: (abs(math.log(max(levels[i], least) / max(wanted, least))), -i))
 
 
 def contraction(state: State, x_next: torch.Tensor, signal_next: float, mask: torch.Tensor | None = None) -> float:

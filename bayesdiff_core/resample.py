@@ -6,10 +6,9 @@ gives variations, of a bad one another chance.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from .nominal import nearest
 from .uncertainty import Moment, Uncertainty
 
 
@@ -25,7 +24,7 @@ def nearest_moment(uncertainty: Uncertainty, sigma: float) -> Moment:
             f"Expected an uncertainty that keeps its trajectory, got one of '{uncertainty.estimator}' that has none; "
             "take it from a sampler (BayesDiff), or connect sigmas to its Uncertainty Options."
         )
-    return min(moments, key=lambda moment: abs(math.log(moment.sigma / max(sigma, 1e-9))))
+    return moments[nearest([moment.sigma for moment in moments], sigma)]
 
 
 def draw_latent(

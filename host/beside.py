@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..bayesdiff_core.estimators import Estimate, Estimator
 from ..bayesdiff_core.laplace_head import LaplaceHead
-from ..bayesdiff_core.nominal import State, contraction, level
+from ..bayesdiff_core.nominal import State, contraction, level, nearest
 from .last_layer import LastLayer
 from .look import Look
 from .state import latent_gain, output_gain
@@ -222,9 +222,9 @@ class Beside:
         self.last_sigma = -math.inf
         self.expected_calls = self.estimator.calls(len(self.states))
         usable = [index for index, state in enumerate(self.states) if state.signal > 0]
-        # Of several at one level the last: where a sampler of higher order corrects itself, that is what it keeps.
-        along = [min(usable, key=lambda j: (abs(math.log(max(self.states[j].sigma, 1e-9) / wanted)), -j))
-                 for wanted in sorted(self.levels_of(self.sigmas), reverse=True)] if usable else []  # fmt: skip
+        levels = [self.states[index].sigma for index in usable]
+        wanted = sorted(self.levels_of(self.sigmas), reverse=True) if usable else []
+        along = [usable[nearest(levels, level)] for level in wanted]
         found = self.estimator.estimate(self, along)
         gain = self.gain(sigma_end, found.variance)
         self.estimate = Estimate(found.variance * gain.square(), found.deviations * gain, {})

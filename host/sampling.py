@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,6 +17,7 @@ from ..bayesdiff_core.estimators import Estimate, Estimator
 from ..bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance
 from ..bayesdiff_core.laplace_head import LaplaceHead
 from ..bayesdiff_core.maps import colour_map, normalise_map, overlay_map, resize_map
+from ..bayesdiff_core.nominal import nearest
 from ..bayesdiff_core.uncertainty import Moment, Uncertainty, std_of
 from .beside import Beside, generator_devices
 from .last_layer import LastLayer, latent_downscale
@@ -124,9 +124,8 @@ def to_pil(picture: torch.Tensor) -> Image.Image:
 
 def nearest_steps(sigmas: torch.Tensor, levels: tuple[float, ...]) -> list[int]:
     """The steps, from 0, that start nearest to the levels, highest level first."""
-    starts = [max(float(sigma), 1e-9) for sigma in sigmas[:-1]]
-    return [min(range(len(starts)), key=lambda j: abs(math.log(starts[j] / level)))
-            for level in sorted(levels, reverse=True)] if starts else []  # fmt: skip
+    starts = sigmas[:-1].tolist()
+    return [nearest(starts, level) for level in sorted(levels, reverse=True)] if starts else []
 
 
 def run_within(

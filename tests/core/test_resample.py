@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bayesdiff.bayesdiff_core.nominal import nearest
 from bayesdiff.bayesdiff_core.resample import draw_latent, nearest_moment
 from bayesdiff.bayesdiff_core.uncertainty import Moment, Uncertainty
 
@@ -55,3 +56,8 @@ def test_the_nearest_point_is_found_by_the_logarithm_of_sigma():
     assert [nearest_moment(found, sigma).sigma for sigma in (50.0, 4.0, 3.0, 0.3, 0.0)] == [10.0, 10.0, 1.0, 0.1, 0.1]
     with pytest.raises(ValueError, match="Expected an uncertainty that keeps its trajectory.*connect sigmas"):
         nearest_moment(uncertainty(), 1.0)
+
+
+def test_of_several_at_the_nearest_level_the_last_is_meant():
+    assert nearest([10.0, 1.0, 1.0, 0.0], 1.2) == 2
+    assert nearest([10.0, 1.0, 0.0], 0.0) == 2
