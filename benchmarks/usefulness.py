@@ -423,7 +423,7 @@ def best_of_n(bench: Bench) -> list[dict]:
             options = dict(last_step=last_step, force_full_denoise=True)
             return bench.run(prompt, latent, bench.seed * 1000 + prompt, **options)(model)
 
-        found = of_n(sample, bench.model, bench.layer, bench.head, RANKINGS["quick"], 1, bench.count, keep, keep,
+        found = of_n(sample, bench.model, bench.layer, bench.head, RANKINGS["quick"], 1, bench.count, 1, keep,
                      STEPS // 2, False)  # fmt: skip
         first = prompt * bench.count
         kept.append([first + i for i in found.kept])
