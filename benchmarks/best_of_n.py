@@ -9,8 +9,8 @@ by full runs with other draws of the last layer, which no early score can beat b
 random choice gives, and its standard error over random choices is in the first line. *place*: mean place of the kept
 by final score, from 0 (best) to 1; a random choice gives 0.5. *best*: what the best by final score have. *saved*:
 network calls that KSampler Best of N did not make, of those for sampling all candidates to the end with the stock
-KSampler, and of those for scoring them all by KSampler (BayesDiff) at quality "draft". A star marks the node's
-defaults.
+KSampler, and of those for scoring them all by KSampler (BayesDiff) at quality "draft" or "balanced". A star marks the
+node's defaults.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ from bayesdiff.host.sampling import sample_with_uncertainty  # noqa: E402
 from bayesdiff.nodes.best_of_n import RANKINGS, KSamplerBestOfN  # noqa: E402
 from measure import spearman  # noqa: E402
 
-SEED, CFG, BATCH = 5, 3.0, 8
+SEED, CFG = 5, 3.0
 SHARES = {"quick": (0.15, 0.25, 0.35, 0.45, 0.5), "draft": (0.35, 0.5), "balanced": (0.5,)}
-ROW = "{:<28}{:>10}{:>8}{:>8}{:>8}{:>8}{:>14}{:>14}"
+# What the node proposes.
+DEFAULTS = {item.id: getattr(item, "default", None) for item in KSamplerBestOfN.define_schema().inputs}
+ROW = "{:<28}{:>10}{:>8}{:>8}{:>8}{:>8}{:>14}{:>14}{:>17}"
 
 
 def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
@@ -61,26 +63,29 @@ def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
 
     truth, _ = final("precise", 101)
     ends = {quality: final(quality, SEED) for quality in ("balanced", "draft")}
-    draft_calls = ends["draft"][1]
     generator = torch.Generator().manual_seed(0)
     chance = torch.stack([truth[torch.randperm(count, generator=generator)[:keep]].mean() for _ in range(2000)])
     print(f"\n{prompt}, {sampler}, {arguments.steps} steps: best {keep} of {count}")
     print(f"random choice: kept {chance.mean() / truth.mean():.2f} ± {chance.std() / truth.mean():.2f}")
-    print(ROW.format("ranking", "spearman", "kept", "best", "place", "best", "saved, stock", "saved, draft"))
+    print(
+        ROW.format(
+            "ranking", "spearman", "kept", "best", "place", "best", "saved, stock", "saved, draft", "saved, balanced"
+        )
+    )
     rows, places = [], truth.argsort().argsort().double() / (count - 1)
 
-    def add(name, share, scores, stock=None, own=None):
+    def add(name, share, scores, saved=(None, None, None)):
         kept, best = rank.rank(scores)[:keep], rank.rank(truth)[:keep]
         row = {
             "test": "best_of_n", "model": "demo", "prompt": prompt, "sampler": sampler, "score": name, "share": share,
-            "default": (name, share) == default(),
+            "default": (name, share) == (DEFAULTS["quality"], DEFAULTS["share"]),
             "value": float(truth[kept].mean() / truth.mean()), "control": float(chance.mean() / truth.mean()),
             "standard_error": float(chance.std() / truth.mean()), "best": float(truth[best].mean() / truth.mean()),
             "place": float(places[kept].mean()), "best_place": float(places[best].mean()),
-            "spearman": spearman(scores[None], truth[None]), "saved": stock, "saved_against_draft": own,
+            "spearman": spearman(scores[None], truth[None]), **dict(zip(("saved", "saved_against_draft", "saved_against_balanced"), saved)),
         }  # fmt: skip
         rows.append(row)
-        percent = ["" if value is None else f"{value:.0%}" for value in (stock, own)]
+        percent = ["" if value is None else f"{value:.0%}" for value in saved]
         label = name if share is None else f"{name}, share {share}" + " *" * row["default"]
         print(
             ROW.format(
@@ -101,18 +106,12 @@ def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
         for share in shares:
             output = KSamplerBestOfN.execute(
                 model, SEED, arguments.steps, CFG, sampler, "normal", positive, negative, latent, 1.0, head, count,
-                keep, share, quality, BATCH, False,
+                keep, share, quality, DEFAULTS["batch_size"], False,
             )  # fmt: skip
             spent, whole = map(int, re.search(r"(\d+) in all; .* takes (\d+),", output.args[4]).groups())
             scores = torch.tensor(output.args[3], dtype=torch.float64)
-            add(quality, share, scores, 1 - spent / whole, 1 - spent / draft_calls)
+            add(quality, share, scores, [1 - spent / calls for calls in (whole, ends["draft"][1], ends["balanced"][1])])
     return rows
-
-
-def default() -> tuple[str, float]:
-    """Quality and share that the node proposes."""
-    inputs = {item.id: item for item in KSamplerBestOfN.define_schema().inputs}
-    return inputs["quality"].default, inputs["share"].default
 
 
 @torch.inference_mode()
