@@ -39,6 +39,7 @@ SEED, CFG = 5, 3.0
 SHARES = {"quick": (0.15, 0.25, 0.35, 0.45, 0.5), "draft": (0.35, 0.5), "balanced": (0.5,)}
 # What the node proposes.
 DEFAULTS = {item.id: getattr(item, "default", None) for item in KSamplerBestOfN.define_schema().inputs}
+SAVED = "stock", "draft", "balanced"
 ROW = "{:<28}{:>10}{:>8}{:>8}{:>8}{:>8}{:>14}{:>14}{:>17}"
 
 
@@ -82,7 +83,7 @@ def settings_of(prompt: str, sampler: str, arguments) -> list[dict]:
             "value": float(truth[kept].mean() / truth.mean()), "control": float(chance.mean() / truth.mean()),
             "standard_error": float(chance.std() / truth.mean()), "best": float(truth[best].mean() / truth.mean()),
             "place": float(places[kept].mean()), "best_place": float(places[best].mean()),
-            "spearman": spearman(scores[None], truth[None]), **dict(zip(("saved", "saved_against_draft", "saved_against_balanced"), saved)),
+            "spearman": spearman(scores[None], truth[None]), "saved": dict(zip(SAVED, saved)),
         }  # fmt: skip
         rows.append(row)
         percent = ["" if value is None else f"{value:.0%}" for value in saved]
