@@ -33,11 +33,6 @@ def open_workflow(page, server, name: str) -> None:
     )
 
 
-def set_widget(page, node_id: str, name: str, value) -> None:
-    change = "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"
-    page.evaluate(change, [node_id, name, value])
-
-
 def run(page) -> None:
     page.get_by_role("button", name="Run", exact=True).click()
 
@@ -116,8 +111,7 @@ def test_the_quick_start_runs_at_a_click_and_shows_its_pictures(page, server, sc
     widths = page.evaluate(WIDTHS)
     for node_id in shown:
         assert widths[node_id] == [260 if graph[node_id]["_meta"]["title"] == "Before and after" else 128] * 4
-    scores = page.evaluate(WIDGETS)["19"]
-    print(scores)
+    expect(page.locator("table tr")).to_have_count(1 + 4)
     screenshot("page_quickstart")
 
 
@@ -146,16 +140,18 @@ REFUSALS = {
         "3",
         "fit_on",
         "images",
-        "Expected the input vae and the input image to fit on 'images', got nothing there; connect them, or set fit_on to",
+        "Expected the input vae and the input image to fit on 'images', got nothing there; connect them, or set",
     ),
 }
 
 
 @pytest.mark.parametrize("when", REFUSALS)
 def test_a_wrong_value_is_one_sentence_on_the_page(page, server, screenshot, when):
-    node_id, name, value, sentence = REFUSALS[when]
     open_workflow(page, server, "quickstart")
-    set_widget(page, node_id, name, value)
+    *widget, sentence = REFUSALS[when]
+    page.evaluate(
+        "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }", widget
+    )
     run(page)
     expect(page.get_by_role("dialog")).to_contain_text(sentence)
     screenshot(f"page_refused_{when.replace(' ', '_')}")
