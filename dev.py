@@ -2,13 +2,13 @@
 
     python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
-    python dev.py test --browser [ARGS]   those of ComfyUI's page, in the Chromium of this machine
-    python dev.py test --install [ARGS]   those of ways to install the pack, with ComfyUI-Manager and comfy-cli
+    python dev.py test --browser     those of ComfyUI's page, in the Chromium of this machine
+    python dev.py test --install     those of installing the pack, with ComfyUI-Manager and comfy-cli
     python dev.py check [NAMES]  lint, types, registry and archive, or those of them that are named
     python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
     python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
-    python dev.py pictures       remake the pictures of the docs
+    python dev.py pictures       remake the pictures of the docs, but for those of docs/tour.md
 
 The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
 With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is

@@ -42,12 +42,12 @@ def page(browser):
 
 @pytest.fixture
 def screenshot(page, pytestconfig, tmp_path):
-    """Called with a name: a PNG of the page in 128 colours."""
+    """Called with a name: a PNG of the page in 256 colours."""
     folder = pytestconfig.getoption("--screenshots") or tmp_path
 
     def save(name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        picture.save(folder / f"{name}.png", optimize=True)
+        picture.quantize(256).save(folder / f"{name}.png", optimize=True)
 
     return save
