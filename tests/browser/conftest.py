@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-# A machine without a GPU draws the page's canvas slowly.
-PATIENCE_MS = 60_000
+# A machine without a GPU draws the page slowly, and a busy one runs the quick start slowly.
+PATIENCE_MS = 180_000
 
 
 def pytest_addoption(parser):
