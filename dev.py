@@ -2,16 +2,18 @@
 
     python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
+    python dev.py test --browser     those of ComfyUI's page, in the Chromium of this machine
+    python dev.py test --install     those of installing the pack, with ComfyUI-Manager and comfy-cli
     python dev.py check [NAMES]  lint, types, registry and archive, or those of them that are named
     python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
     python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
-    python dev.py pictures       remake the pictures of the docs
+    python dev.py pictures       remake the pictures of the docs, but for those of docs/tour.md
 
 The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
 With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is
-installed into it but what requirements.txt and, for tests, requirements-dev.txt name. The tools of `check` live in
-.check, apart from both.
+installed into it but what requirements.txt and, for tests, requirements-dev.txt and requirements-browser.txt name. The
+tools of `check` live in .check, apart from both.
 """
 
 from __future__ import annotations
@@ -187,6 +189,18 @@ def make_check_tools() -> Path:
     return python
 
 
+def find_chromium() -> str:
+    """The browser of the tests of the page: what BAYESDIFF_CHROMIUM names, else one of this machine."""
+    named = os.environ.get("BAYESDIFF_CHROMIUM")
+    for name in [named] if named else ["chromium", "chromium-browser", "google-chrome", "chrome"]:
+        if found := shutil.which(name):
+            return found
+    raise Problem(
+        "Expected Chromium or Chrome for the tests of the page, found none; install it (on Debian: apt-get "
+        "install chromium) or set BAYESDIFF_CHROMIUM to its program."
+    )
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -212,6 +226,7 @@ def main(arguments: list[str]) -> int:
     if command == "bench" and (not rest or rest[0] not in benches):
         raise Problem(f"Expected the name of a benchmark ({', '.join(benches)}), got {rest[0] if rest else 'nothing'}.")
 
+    chromium = find_chromium() if command == "test" and rest[:1] == ["--browser"] else ""
     python, comfyui = find_host()
     install_requirements(python, "requirements.txt")
     tools = {"demo": "demo.py", "workflows": "make_workflows.py", "pictures": "make_pictures.py"}
@@ -224,6 +239,12 @@ def main(arguments: list[str]) -> int:
         return run(make_check_tools(), comfyui, ROOT / "tools" / "check.py", str(python), *rest)
     if command == "test":
         install_requirements(python, "requirements-dev.txt")
+        if rest[:1] == ["--browser"]:
+            os.environ["BAYESDIFF_CHROMIUM"] = chromium
+            install_requirements(python, "requirements-browser.txt")
+            rest[0] = "tests/browser"
+        elif rest[:1] == ["--install"]:
+            rest[0] = "tests/install"
         return run(python, comfyui, "-m", "pytest", *rest)
     print(
         f"ComfyUI is in {comfyui}. Make this pack known to it once, and start it:\n"

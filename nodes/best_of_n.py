@@ -7,11 +7,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from nodes import common_ksampler
 
 from ..bayesdiff_core.estimators.deviations import Deviations
+from ..bayesdiff_core.rank import rank
 from ..host.best_of_n import BestOfN, best_of_n
 from ..host.last_layer import check_head, check_latent
 from ..host.selection import select_conditioning, select_latent
 from .sampler import QUALITIES, schedule_inputs, seed_input
-from .types import CATEGORY, LaplaceHeadType, UncertaintyType
+from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
 
 # One member, followed at three states: enough to rank by, see docs/filter.md.
 RANKINGS = {"quick": Deviations(states=3, share=0.25), **QUALITIES}
@@ -140,13 +141,16 @@ def repeat(latent: dict, count: int) -> dict:
 
 
 def describe(found: BestOfN, early: int, steps: int) -> str:
-    kept = ", ".join(f"{i} ({found.scores[i]:.4g})" for i in found.kept)
-    count = len(found.scores)
+    count, ranked = len(found.scores), rank(found.scores).tolist()
+    kept, dropped = (
+        ", ".join(f"{i} ({found.scores[i]:.4g})" for i in part) for part in (found.kept, ranked[len(found.kept) :])
+    )
     spent = found.ranking + found.finishing
     words = f"{found.saved:.0%} saved" if found.saved >= 0 else f"{-found.saved:.0%} more"
-    return "\n".join(
+    return LINE_BREAK.join(
         [
             f"Kept {len(found.kept)} of {count}, ranked after {early} of {steps} steps: {kept}",
+            f"Dropped {count - len(found.kept)}: {dropped or 'none'}",
             f"Network calls: {found.ranking} to rank and {found.finishing} to finish ({found.replayed} of the ranking "
             f"used again), {spent} in all; sampling all {count} to the end takes {found.whole}, without any score: "
             f"{words}.",

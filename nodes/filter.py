@@ -9,7 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..bayesdiff_core import rank
 from ..bayesdiff_core.contact_sheet import contact_sheet
 from ..host.selection import select_conditioning, select_latent
-from .types import CATEGORY, UncertaintyType
+from .types import CATEGORY, LINE_BREAK, UncertaintyType
 
 KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
     "keep the best",
@@ -216,4 +216,4 @@ def describe(sides: list[list[int]], scores: torch.Tensor) -> str:
     unknown = int((~scores.isfinite()).sum())
     if unknown:
         lines.append(f"{unknown} of the scores are not numbers and count as worst.")
-    return "\n".join([*lines, "Pictures are numbered from 0, as in the batch; their scores are in brackets."])
+    return LINE_BREAK.join([*lines, "Pictures are numbered from 0, as in the batch; their scores are in brackets."])

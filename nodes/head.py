@@ -136,7 +136,7 @@ class FitLaplaceHead(io.ComfyNode):
             if missing:
                 raise ValueError(
                     f"Expected the input {' and the input '.join(missing)} to fit on '{fit_on}', got nothing there; "
-                    f"connect it, or set fit_on to '{OWN_SAMPLES}'."
+                    f"connect {'it' if len(missing) == 1 else 'them'}, or set fit_on to '{OWN_SAMPLES}'."
                 )
             if fit_on == IMAGES:
                 data = examples_from_images(model, vae, image, positive, latent)

@@ -13,7 +13,7 @@ from ..host.repair import Attempt, repair
 from ..host.resample import Settings
 from .resample import by_picture, check_belongs, run_inputs
 from .sampler import QUALITIES, seed_input
-from .types import CATEGORY, LaplaceHeadType, UncertaintyType
+from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
 
 INPAINT, RECTIFY = "inpaint", "rectify"
 STATES = 5
@@ -147,4 +147,4 @@ def describe(attempts: list[Attempt], scores: torch.Tensor) -> str:
             verdict = "kept" if kept else "dropped"
             lines.append(f"Round {number}, picture {picture}: {before:.4g}, mended {after:.4g}, {verdict}.")
     final = ", ".join(f"{score:.4g}" for score in scores.tolist())
-    return "\n".join([*lines, f"Scores at the end: {final}. Lower is surer."])
+    return LINE_BREAK.join([*lines, f"Scores at the end: {final}. Lower is surer."])

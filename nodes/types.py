@@ -7,3 +7,5 @@ UncertaintyType = io.Custom("UNCERTAINTY")
 UncertaintyOptionsType = io.Custom("UNCERTAINTY_OPTIONS")
 
 CATEGORY = "BayesDiff"
+# Between lines of text: Preview Any shows Markdown, which would run them together.
+LINE_BREAK = "  \n"

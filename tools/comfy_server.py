@@ -79,13 +79,16 @@ class ComfyServer:
         folder: the base directory of the run.
         port: where to listen; a free one if not given.
         arguments: more arguments of the host's own command line.
+        python: what runs it, if not this Python.
 
     Raises:
         ServerProblem: the port is taken, or the host does not come up; the end of its log is in the message.
     """
 
-    def __init__(self, folder: Path, port: int | None = None, arguments: tuple[str, ...] = ()):
-        self.folder, self.arguments = Path(folder).resolve(), arguments
+    def __init__(
+        self, folder: Path, port: int | None = None, arguments: tuple[str, ...] = (), python: Path | None = None
+    ):
+        self.folder, self.arguments, self.python = Path(folder).resolve(), arguments, python or sys.executable
         self.comfyui = Path(os.environ["BAYESDIFF_COMFYUI"])
         self.port = port or free_port()
         self.client_id = uuid.uuid4().hex
@@ -100,7 +103,7 @@ class ComfyServer:
         link_pack(self.folder / "custom_nodes")
         (self.folder / "user").mkdir(exist_ok=True)
         command = [
-            sys.executable, str(self.comfyui / "main.py"),
+            str(self.python), str(self.comfyui / "main.py"),
             "--port", str(self.port),
             "--base-directory", str(self.folder),
             "--database-url", f"sqlite:///{self.folder / 'user' / 'comfyui.db'}",

@@ -1,0 +1,56 @@
+"""A Chromium of the system that looks at the server's own page; `python dev.py test --browser` names it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+# A machine without a GPU draws the page slowly, and a busy one runs the quick start slowly.
+PATIENCE_MS = 300_000
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="DIR", type=Path, help="where to leave pictures of the page")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=os.environ["BAYESDIFF_CHROMIUM"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """A page of a browser that has never seen the host; an error that no script of it caught fails the test."""
+    errors = []
+    context = browser.new_context(viewport={"width": 1700, "height": 1200})
+    context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")  # an announcement of the host
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(error.stack or error.message))
+    yield page
+    context.close()
+    server.post("/queue", {"clear": True})
+    server.interrupt()
+    assert not errors
+
+
+@pytest.fixture
+def screenshot(page, pytestconfig, tmp_path):
+    """Called with a name: a PNG of the page in 256 colours."""
+    folder = pytestconfig.getoption("--screenshots") or tmp_path
+
+    def save(name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        picture.quantize(256).save(folder / f"{name}.png", optimize=True)
+
+    return save

@@ -1,0 +1,157 @@
+"""The pack as a user sees it: ComfyUI's own page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import make_workflows
+import pytest
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAPHS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "tests" / "graphs").glob("*.json"))
+}
+# Those that name model files, which the page offers to download.
+NEED_MODELS = ("sd15", "sdxl", "flux")
+# By node id: its widgets' values by name, and the widths of the pictures that it shows.
+WIDGETS = """() => Object.fromEntries(app.graph._nodes.map(
+    n => [n.id, Object.fromEntries((n.widgets || []).map(w => [w.name, w.value]))]))"""
+WIDTHS = "() => Object.fromEntries(app.graph._nodes.map(n => [n.id, (n.imgs || []).map(i => i.naturalWidth)]))"
+
+
+def open_workflow(page, server, name: str) -> None:
+    page.goto(f"http://127.0.0.1:{server.port}/?template={name}&source=BayesDiff")
+    # The page takes the question off its address once the workflow is loaded, dialogs and all.
+    page.wait_for_function(
+        "name => !location.search && window.app?.extensionManager?.workflow?.activeWorkflow?.filename === name",
+        arg=name,
+        polling=100,
+    )
+
+
+def run(page) -> None:
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+# ---------------------------------------------------------------- templates
+
+
+def test_the_template_browser_shows_every_workflow_with_its_picture(page, server, screenshot):
+    open_workflow(page, server, "quickstart")
+    page.get_by_role("button", name="Templates").click()
+    browser = page.get_by_role("dialog")
+    browser.get_by_role("button", name="BayesDiff").click()
+    cards = browser.get_by_test_id(re.compile("^template-workflow-"))
+    expect(cards).to_have_count(len(GRAPHS))
+    for name in GRAPHS:
+        card = browser.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        expect(card.get_by_role("img").first).to_have_js_property("naturalWidth", 384)
+    cards.first.scroll_into_view_if_needed()
+    screenshot("page_templates")
+    browser.get_by_test_id("template-workflow-batch_filter").click()
+    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.filename === 'batch_filter'")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_workflow_opens_whole_with_every_value_in_its_place(page, server, name):
+    open_workflow(page, server, name)
+    dialogs = page.get_by_role("dialog")
+    if name in NEED_MODELS:
+        expect(dialogs).to_have_count(1)
+        expect(dialogs).to_contain_text("Missing Models")
+    else:
+        expect(dialogs).to_have_count(0)
+    widgets = page.evaluate(WIDGETS)
+    for node_id, node in GRAPHS[name].items():
+        values = {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
+        assert {key: widgets[node_id].get(key) for key in values} == values, node["_meta"]["title"]
+    queued = page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in queued.values():
+        if node["class_type"] == "PreviewAny":
+            node["inputs"].pop("preview", None)  # where the page shows the text
+    assert kinds_and_inputs(queued) == kinds_and_inputs(make_workflows.runnable(GRAPHS[name]))
+
+
+def kinds_and_inputs(graph: dict) -> dict:
+    return {node_id: (node["class_type"], node["inputs"]) for node_id, node in graph.items()}
+
+
+def test_a_node_that_is_missing_would_be_told(page, server):
+    """What the test above relies on: the page opens a dialog for a node that the host does not have."""
+    open_workflow(page, server, "quickstart")
+    text = (ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8")
+    page.evaluate("graph => app.loadGraphData(graph)", json.loads(text.replace("BayesDiffKSampler", "NoSuchNode")))
+    expect(page.get_by_role("dialog")).to_contain_text("NoSuchNode")
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_the_quick_start_runs_at_a_click_and_shows_its_pictures(page, server, screenshot):
+    open_workflow(page, server, "quickstart")
+    graph = GRAPHS["quickstart"]
+    run(page)
+    page.wait_for_function("() => app.graph.getNodeById(4).progress > 0.2", polling=50)
+    assert re.match(r"\[\d+%\]", page.title())
+    screenshot("page_running")
+    shown = [node_id for node_id, node in graph.items() if node["class_type"] == "SaveImage"]
+    page.wait_for_function(
+        "ids => document.querySelector('[role=dialog]') || !app.ui.lastQueueSize && ids.every("
+        "id => app.graph.getNodeById(id).imgs?.every(i => i.complete))",
+        arg=shown,
+        polling=200,
+    )
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    widths = page.evaluate(WIDTHS)
+    for node_id in shown:
+        assert widths[node_id] == [260 if graph[node_id]["_meta"]["title"] == "Before and after" else 128] * 4
+    expect(page.locator("table tr")).to_have_count(1 + 4)
+    screenshot("page_quickstart")
+
+
+# ---------------------------------------------------------------- help and refusals
+
+
+def test_the_help_page_of_a_node_opens_beside_it(page, server, screenshot):
+    open_workflow(page, server, "quickstart")
+    page.evaluate("() => { const n = app.graph.getNodeById(4); app.canvas.selectNode(n); app.canvas.centerOnNode(n) }")
+    page.get_by_test_id("info-button").click()
+    text = page.locator(".node-help-content")
+    expect(text.get_by_role("heading", name="KSampler (BayesDiff)")).to_be_visible()
+    expect(text).to_contain_text("beside it how unsure the model is of every part of the picture")
+    expect(text.get_by_role("img").first).to_have_js_property("naturalWidth", 560)
+    screenshot("page_help")
+
+
+REFUSALS = {
+    "before the run": (
+        "4",
+        "members",
+        0,
+        "Expected at least 2 ensemble members to measure a spread and at most 256, got 0; set members to 8 or so.",
+    ),
+    "in the run": (
+        "3",
+        "fit_on",
+        "images",
+        "Expected the input vae and the input image to fit on 'images', got nothing there; connect them, or set",
+    ),
+}
+
+
+@pytest.mark.parametrize("when", REFUSALS)
+def test_a_wrong_value_is_one_sentence_on_the_page(page, server, screenshot, when):
+    open_workflow(page, server, "quickstart")
+    *widget, sentence = REFUSALS[when]
+    page.evaluate(
+        "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }", widget
+    )
+    run(page)
+    expect(page.get_by_role("dialog")).to_contain_text(sentence)
+    if when == "in the run":
+        screenshot("page_refused")
