@@ -165,9 +165,9 @@ SEMANTIC_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def score_table(scores: list[float], name: str) -> str:
-    """A Markdown table, a row a picture: its place in the batch, its score, and its rank, 1 for the surest."""
+    """A Markdown table, a row a picture: its place in the batch, from 0, its score, and its rank, 1 for the surest."""
     order = sorted(range(len(scores)), key=scores.__getitem__)
     ranks = {picture: rank for rank, picture in enumerate(order, 1)}
-    lines = [f"| picture | {name} | rank |", "|---|---|---|"]
-    lines += [f"| {i + 1} | {score:.6g} | {ranks[i]} |" for i, score in enumerate(scores)]
+    lines = [f"| batch index | {name} | rank |", "|---|---|---|"]
+    lines += [f"| {i} | {score:.6g} | {ranks[i]} |" for i, score in enumerate(scores)]
     return "\n".join(lines)

@@ -143,8 +143,8 @@ def describe(attempts: list[Attempt], scores: torch.Tensor) -> str:
     lines = []
     for number, attempt in enumerate(attempts, 1):
         rows = zip(attempt.before.tolist(), attempt.after.tolist(), attempt.kept.tolist())
-        for picture, (before, after, kept) in enumerate(rows, 1):
+        for picture, (before, after, kept) in enumerate(rows):
             verdict = "kept" if kept else "dropped"
             lines.append(f"Round {number}, picture {picture}: {before:.4g}, mended {after:.4g}, {verdict}.")
     final = ", ".join(f"{score:.4g}" for score in scores.tolist())
-    return LINE_BREAK.join([*lines, f"Scores at the end: {final}. Lower is surer."])
+    return LINE_BREAK.join([*lines, f"Scores at the end: {final}. Lower is surer; pictures are numbered from 0."])

@@ -45,12 +45,12 @@ def page(browser, server):
 
 @pytest.fixture
 def screenshot(page, pytestconfig, tmp_path):
-    """Called with a name: a PNG of the page in 256 colours."""
+    """Called with a name: a PNG of the page, or of a part of it, in 256 colours."""
     folder = pytestconfig.getoption("--screenshots") or tmp_path
 
-    def save(name: str) -> None:
+    def save(name: str, part: dict | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        picture = Image.open(io.BytesIO(page.screenshot(clip=part))).convert("RGB")
         picture.quantize(256).save(folder / f"{name}.png", optimize=True)
 
     return save

@@ -20,6 +20,21 @@ NEED_MODELS = ("sd15", "sdxl", "flux")
 # By node id: its widgets' values by name, and the widths of the pictures that it shows.
 WIDGETS = """() => Object.fromEntries(app.graph._nodes.map(
     n => [n.id, Object.fromEntries((n.widgets || []).map(w => [w.name, w.value]))]))"""
+# A node of a type alone in the graph: the names of what it asks for, and where on the page it lies.
+ALONE = """type => {
+    app.graph.clear()
+    const node = LiteGraph.createNode(type), view = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect()
+    app.graph.add(node)
+    view.scale = 1.5
+    view.offset = [400 - node.pos[0], 200 - node.pos[1]]
+    app.canvas.draw(true, true)
+    const [x, y] = [box.x + 400 * view.scale, box.y + 200 * view.scale], title = LiteGraph.NODE_TITLE_HEIGHT
+    return {
+        names: [...(node.inputs || []), ...(node.widgets || [])].map(input => input.name),
+        part: {x: x - 6, y: y - title * view.scale - 6,
+               width: node.size[0] * view.scale + 12, height: (node.size[1] + title) * view.scale + 12},
+    }
+}"""
 WIDTHS = "() => Object.fromEntries(app.graph._nodes.map(n => [n.id, (n.imgs || []).map(i => i.naturalWidth)]))"
 
 
@@ -114,7 +129,21 @@ def test_the_quick_start_runs_at_a_click_and_shows_its_pictures(page, server, sc
     screenshot("page_quickstart")
 
 
-# ---------------------------------------------------------------- help and refusals
+# ---------------------------------------------------------------- nodes, help and refusals
+
+
+def test_every_node_is_drawn_with_all_that_it_asks_for(page, server, screenshot):
+    open_workflow(page, server, "quickstart")
+    nodes = {
+        name: about for name, about in server.object_info().items() if about["python_module"].endswith("BayesDiff")
+    }
+    assert len(nodes) == len(list((ROOT / "web" / "docs").glob("*.md")))
+    for name, about in nodes.items():
+        drawn = page.evaluate(ALONE, name)
+        asked = {*about["input"].get("required", {}), *about["input"].get("optional", {})}
+        assert asked <= {*drawn["names"]}, name
+        page.wait_for_timeout(200)  # the canvas is drawn in its own time, and nothing tells when
+        screenshot(f"node_{name}", drawn["part"])
 
 
 def test_the_help_page_of_a_node_opens_beside_it(page, server, screenshot):

@@ -141,5 +141,5 @@ def test_entropy_is_that_of_the_gaussian():
 
 def test_table_ranks_the_surest_first():
     lines = score_table([0.3, 0.1, 0.2], "median").splitlines()
-    assert lines[:2] == ["| picture | median | rank |", "|---|---|---|"]
-    assert lines[2:] == ["| 1 | 0.3 | 3 |", "| 2 | 0.1 | 1 |", "| 3 | 0.2 | 2 |"]
+    assert lines[:2] == ["| batch index | median | rank |", "|---|---|---|"]
+    assert lines[2:] == ["| 0 | 0.3 | 3 |", "| 1 | 0.1 | 1 |", "| 2 | 0.2 | 2 |"]
