@@ -9,6 +9,7 @@ import struct
 
 import hypothesis
 import hypothesis.strategies as st
+import psutil
 import pytest
 import safetensors
 import safetensors.torch
@@ -161,8 +162,7 @@ def little_memory():
     """No more than a gibibyte beyond what the process has."""
     resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    used = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
