@@ -163,8 +163,19 @@ class LayerGeometry:
 
     @classmethod
     def from_json(cls, text: str) -> LayerGeometry:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError, TypeError, AttributeError, RecursionError: the text is not that of a geometry.
+        """
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-        return cls(**fields)
+        found = cls(**fields)
+        sides = (*found.kernel_size, *found.padding)
+        sizes = (found.in_features, found.out_features, *sides)
+        whole = len(sides) == 4 and type(found.bias) is bool and all(type(size) is int for size in sizes)
+        if found.kind not in ("conv2d", "linear") or not whole or min(sizes[:4]) < 1 or min(sizes[4:]) < 0:
+            raise ValueError(f"not the shape of a last layer: {text}")
+        return found
 
 
 def guided_features(cond: torch.Tensor, uncond: torch.Tensor, cfg: float) -> torch.Tensor:

@@ -73,7 +73,16 @@ class GaussNewton:
         self.pictures += len(features)
 
     def add_residual(self, residual: torch.Tensor) -> None:
-        """Record the residual ``F - target`` of a prediction, in units of the output."""
+        """Record the residual ``F - target`` of a prediction, in units of the output.
+
+        Raises:
+            ValueError: NaN or infinity in it.
+        """
+        if not torch.isfinite(residual).all():
+            raise ValueError(
+                "Expected finite predictions of the model, got NaN or infinity; sample a picture with this model "
+                "first, and if it is black or noisy load the model in a wider dtype."
+            )
         self.square += float(residual.float().square().sum())
         self.count += residual.numel()
 

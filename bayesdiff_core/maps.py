@@ -66,9 +66,9 @@ def normalise_map(values: torch.Tensor, per_image: bool) -> torch.Tensor:
 
 
 def colour_map(values: torch.Tensor, colours: str = "inferno") -> torch.Tensor:
-    """Colours ``(n, h, w, 3)`` in [0, 1] of values ``(n, h, w)`` in [0, 1], dark to bright."""
+    """Colours ``(n, h, w, 3)`` in [0, 1] of values ``(n, h, w)`` in [0, 1], dark to bright; NaN is dark."""
     table = COLOUR_MAPS[colours].to(values.device)
-    position = values.clamp(0, 1) * (len(table) - 1)
+    position = values.nan_to_num(0).clamp(0, 1) * (len(table) - 1)
     low = position.floor().long().clamp(max=len(table) - 2)
     return torch.lerp(table[low], table[low + 1], (position - low)[..., None])
 

@@ -57,7 +57,8 @@ def effective_channels(deviations: torch.Tensor) -> float:
 
     Channels that move together (three of a grey picture) count once: ``(tr R)² / tr R²`` of their correlation R.
     """
-    channels = deviations.double().movedim(2, 0).flatten(1)
+    finite = deviations.transpose(0, 1).flatten(1).isfinite().all(1)  # a broken picture says nothing of the others
+    channels = deviations[:, finite].double().movedim(2, 0).flatten(1)
     covariance = channels @ channels.T
     size = covariance.diagonal().clamp(min=1e-300).sqrt()
     correlation = covariance / size / size[:, None]

@@ -68,6 +68,8 @@ def contraction(state: State, x_next: torch.Tensor, signal_next: float, mask: to
     old, new = state.x.float() - state.signal * denoised, x_next.float() - signal_next * denoised
     if mask is not None:
         old = old * mask
+    finite = (old * new).flatten(1).isfinite().all(1)  # a broken picture says nothing of the others
+    old, new = old[finite], new[finite]
     square = float(old.square().sum())
     return max(float((old * new).sum()) / square, 0.0) if square > 0 else 1.0
 

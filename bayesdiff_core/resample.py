@@ -35,7 +35,15 @@ def draw_latent(
     Args:
         strength: what the standard deviation is multiplied by; 1 is the paper's draw, 0 gives the run's own latent.
         mask: broadcasts to the latent; the standard deviation is multiplied by it.
+
+    Raises:
+        ValueError: NaN or infinity in the point.
     """
+    if not (moment.latent.isfinite().all() and moment.variance.isfinite().all()):
+        raise ValueError(
+            f"Expected a finite trajectory to draw from, got NaN or infinity at sigma {moment.sigma:.4g}; see whether "
+            "the pictures themselves are blank, and sample in a wider number format, for example --force-fp32."
+        )
     std = strength * moment.variance.clamp(min=0).sqrt()
     if mask is not None:
         std = std * mask

@@ -29,7 +29,8 @@ def inside_cells(mask: Tensor | None, pictures: int, height: int, width: int) ->
     """Which latent cells of each picture a mask selects, ``(pictures, height, width)``, all without a mask.
 
     Raises:
-        ValueError: the mask is empty in a picture, or there are neither one nor as many masks as pictures.
+        ValueError: the mask is empty in a picture or holds NaN or infinity, or there are neither one nor as many masks
+            as pictures.
     """
     if mask is None:
         return torch.ones(pictures, height, width, dtype=torch.bool)
@@ -39,6 +40,8 @@ def inside_cells(mask: Tensor | None, pictures: int, height: int, width: int) ->
             f"Expected one mask, or one for each of the {pictures} pictures, got {len(mask)}; give as many masks as "
             "there are pictures."
         )
+    if not mask.isfinite().all():
+        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask anew.")
     covered = F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
     most = covered.amax((1, 2), keepdim=True)
     if empty := [str(i + 1) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +19,12 @@ from .laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 
 FORMAT = "bayesdiff-laplace-head"
 FORMAT_VERSION = "1"
+DIGEST = "sha256"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# Of what a file says, in letters of a sentence about it.
+LONGEST = 200
 
 
 class HeadFileError(ValueError):
@@ -30,8 +38,8 @@ def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32)
         dtype: of the stored eigenvectors; all else is small and stays float32.
 
     Raises:
-        OSError: the folder is not writable or the disk is full; an older file of that name is left as it was, and no
-            partial one beside it.
+        OSError: the folder is not writable or the disk is full, in one sentence; an older file of that name is left as
+            it was, and no partial one beside it.
     """
     precision = head.precision
     metadata = {
@@ -46,29 +54,46 @@ def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32)
     if isinstance(precision, SpectralPrecision):
         tensors["basis"] = precision.basis.to(dtype).cpu().contiguous()
         metadata["rest_precision"] = repr(precision.rest)
+    metadata[DIGEST] = digest(tensors, metadata)
     content = safetensors.torch.save(tensors, metadata)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                f"Expected a folder with room for the head {path.name} ({len(content) / 1e6:.3g} MB), got "
+                f"'{error.strerror or error}'; free some space there or make it writable, and save again."
+            ) from error
         raise
+
+
+def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """Hash of all that a head file holds, but for the hash itself: whatever of it is damaged shows."""
+    found = hashlib.sha256(json.dumps(sorted(item for item in metadata.items() if item[0] != DIGEST)).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_head(path: Path) -> LaplaceHead:
     """Read a head written by :func:`save_head`.
 
     Raises:
-        HeadFileError: not safetensors, cut short, of another kind, or with tensors that do not fit together.
+        HeadFileError: not safetensors, cut short, of another kind, damaged, or with tensors that do not fit together.
     """
     name = Path(path).name
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            # Copies: what is read is the file itself in memory, and would change or crash with it.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
         raise HeadFileError(
             f"Expected a Laplace head in safetensors format, but {name} is cut short or is another kind of file "
@@ -82,7 +107,7 @@ def load_head(path: Path) -> LaplaceHead:
     if metadata.get("format_version") != FORMAT_VERSION:
         raise HeadFileError(
             f"Expected a Laplace head of format version {FORMAT_VERSION}, but {name} has version "
-            f"{metadata.get('format_version')}; update BayesDiff or fit the head again."
+            f"{str(metadata.get('format_version'))[:LONGEST]}; update BayesDiff or fit the head again."
         )
     try:
         head = LaplaceHead(
@@ -91,16 +116,24 @@ def load_head(path: Path) -> LaplaceHead:
             prior_precision=float(metadata["prior_precision"]),
             about={str(k): str(v) for k, v in json.loads(metadata["about"]).items()},
         )
-        sound = head.precision.is_sound() and head.precision.width == head.geometry.width and head.prior_precision > 0
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        sound = head.precision.is_sound() and head.precision.width == head.geometry.width
+        sound = sound and 0 < head.prior_precision < math.inf
+        whole = metadata.get(DIGEST) in (None, digest(tensors, metadata))
+    # RuntimeError: of torch, and of text that is nested too deep.
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise HeadFileError(
-            f"Expected a complete Laplace head, but {name} lacks or garbles a part of it ({error!r}); fit and save "
-            "the head again."
+            f"Expected a complete Laplace head, but {name} lacks or garbles a part of it ({repr(error)[:LONGEST]}); "
+            "fit and save the head again."
         ) from error
     if not sound:
         raise HeadFileError(
             f"Expected a Laplace head of width {head.geometry.width} with finite, positive precision, but the tensors "
             f"of {name} do not fit; fit and save the head again."
+        )
+    if not whole:
+        raise HeadFileError(
+            f"Expected a Laplace head as it was saved, but {name} has been damaged or changed since; copy the file "
+            "again, or fit and save the head again."
         )
     return head
 

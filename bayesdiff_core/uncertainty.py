@@ -17,6 +17,20 @@ def std_of(variance: torch.Tensor) -> torch.Tensor:
     return variance.mean(dim=1).clamp(min=0).sqrt()
 
 
+def check_finite(variance: torch.Tensor) -> None:
+    """One sentence where a variance ``(n, ...)`` holds NaN or infinity, and in which pictures.
+
+    Raises:
+        ValueError: it does.
+    """
+    if bad := [i + 1 for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
+        raise ValueError(
+            f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} pictures (the first is "
+            f"number {bad[0]}); see whether the pictures themselves are blank, and sample in a wider number format, "
+            "for example --force-fp32."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """A point of the trajectory: mean and variance of the noisy latent there (Kou et al. 2024, section 3.3).
@@ -75,12 +89,7 @@ class Uncertainty:
                 "Expected the uncertainty of image latents (batch, channels, height, width), got shape "
                 f"{tuple(variance.shape)}; sample a single frame, maps of video are not supported yet."
             )
-        if bad := [i + 1 for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
-            raise ValueError(
-                f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} pictures (the first "
-                f"is number {bad[0]}); see whether the pictures themselves are blank, and sample in a wider number "
-                "format, for example --force-fp32."
-            )
+        check_finite(variance)
         return std_of(variance)
 
     def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,7 +103,7 @@ class Uncertainty:
             ``m`` levels and ``(m, n)``.
 
         Raises:
-            ValueError: the trajectory was not kept.
+            ValueError: the trajectory was not kept, or a variance of it is no finite number.
         """
         moments = [moment for moment in self.trajectory if moment.sigma > 0]
         if not moments:
@@ -102,6 +111,8 @@ class Uncertainty:
                 "Expected an uncertainty that keeps its trajectory, got one that does not; connect sigmas to "
                 "Uncertainty Options and those to the sampler."
             )
+        for moment in moments:
+            check_finite(moment.variance)
         return [m.sigma for m in moments], torch.stack(
             [m.variance.clamp(min=0).sqrt().flatten(1).mean(1) for m in moments]
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -69,6 +71,19 @@ def without_cache(options: dict) -> dict:
     past.end_t = math.inf
     transformer_options = options["model_options"]["transformer_options"] | {"easycache": past}
     return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
+
+
+@contextmanager
+def after_sampling() -> Iterator[None]:
+    """Where memory runs out once the sampling itself is done, the host's error says so too."""
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION as error:
+        error.args = (
+            f"{error}; the sampling itself was done, memory ran out in estimating its uncertainty: sample fewer "
+            "pictures at once, or get the same latent from the stock sampler.",
+        )
+        raise
 
 
 POST_CFG = "sampler_post_cfg_function"
@@ -182,7 +197,7 @@ class Beside:
         self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
         self.options = without_cache(self.options)
         # The global generator stays where the stock sampler leaves it.
-        with torch.random.fork_rng(generator_devices(samples.device)):
+        with after_sampling(), torch.random.fork_rng(generator_devices(samples.device)):
             self.place_variances()
             self.work(sigma_end)
         return samples

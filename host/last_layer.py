@@ -156,6 +156,7 @@ def check_head(head: LaplaceHead, model: ModelPatcher) -> LastLayer:
         wanted = head.about.get(key)
         if wanted == got:
             continue
+        wanted = str(wanted)[:200]  # a file may say anything
         if key in WARN_ONLY:
             logging.warning(
                 f"BayesDiff: this Laplace head was fitted on {WARN_ONLY[key]} (the head's {key}: {wanted}, this "

@@ -11,7 +11,8 @@ from ..bayesdiff_core.maps import resize_map
 from ..host.last_layer import check_head, check_latent
 from ..host.repair import Attempt, repair
 from ..host.resample import Settings
-from .resample import by_picture, check_belongs, run_inputs
+from ..host.selection import cycle
+from .resample import by_picture, check_belongs, check_finite_mask, run_inputs
 from .sampler import QUALITIES, seed_input
 from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
 
@@ -110,6 +111,7 @@ class Repair(io.ComfyNode):
             raise ValueError(
                 "Expected finished pictures to mend, got an empty latent; connect a sampler's output or VAE Encode."
             )
+        check_finite_mask(latent_image.get("noise_mask"))
         if uncertainty is not None:
             check_belongs(latent_image, uncertainty)
         layer = check_head(head, model)
@@ -120,7 +122,7 @@ class Repair(io.ComfyNode):
             size = [side * found.downscale for side in std.shape[1:]]
             std, allowed = resize_map(std, *size), latent_image.get("noise_mask")
             if allowed is not None:
-                allowed = masks.resize_mask(allowed, *size)
+                allowed = cycle(masks.resize_mask(allowed, *size), list(range(len(std))))
                 std = std * allowed
             mask = masks.grow(masks.most_uncertain_area(std, area), grow)
             return mask if allowed is None else mask * allowed

@@ -21,6 +21,12 @@ def check_mask(mask: torch.Tensor | None, pictures: int) -> None:
         )
 
 
+def check_finite_mask(mask: torch.Tensor | None) -> None:
+    """One sentence where a mask holds what is no number, which would spread over the whole picture."""
+    if mask is not None and not mask.isfinite().all():
+        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask anew.")
+
+
 def check_belongs(latent: dict, uncertainty) -> None:
     """One sentence where the latent cannot be the one that the uncertainty is of."""
     got, expected = tuple(latent["samples"].shape), tuple(uncertainty.latent.shape)
@@ -106,8 +112,9 @@ class Resample(io.ComfyNode):
         check_latent(model, latent_image)
         check_belongs(latent_image, uncertainty)
         check_mask(mask, len(latent_image["samples"]))
-        settings = Settings(steps, cfg, sampler_name, scheduler, positive, negative, denoise)
         inside = latent_image.get("noise_mask") if mask is None else mask
+        check_finite_mask(inside)
+        settings = Settings(steps, cfg, sampler_name, scheduler, positive, negative, denoise)
         found = resample(model, settings, uncertainty, start_at, variations, strength, seed, inside)
         if include_original:
             found = [uncertainty.latent, *found]

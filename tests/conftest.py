@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy_server
+import hypothesis
 import in_process
 import pytest
 
@@ -11,6 +12,10 @@ in_process.import_host_and_pack()
 import torch  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
+
+# The same examples on every machine, however slow that is.
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

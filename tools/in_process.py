@@ -37,3 +37,20 @@ def import_host_and_pack() -> None:
 
     args.cpu = not torch.cuda.is_available()
     import_file("bayesdiff", ROOT / "__init__.py")
+
+
+def traces(model, vae=None) -> dict:
+    """Everything that we could leave behind on a model and its VAE, to compare before and after."""
+    networks = [model.model.diffusion_model] + ([] if vae is None else [vae.first_stage_model])
+    return {
+        "hooks": [
+            (name, len(m._forward_hooks), len(m._forward_pre_hooks), list(vars(m).get("forward", "")))
+            for network in networks
+            for name, m in network.named_modules()
+            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+        ],
+        "wrappers": {k: dict(v) for k, v in model.wrappers.items() if v},
+        "options": repr(sorted(model.model_options)),
+        "patches": (len(model.patches), len(model.object_patches), len(model.callbacks)),
+        "weights": [p.sum().item() for network in networks for p in network.parameters()],
+    }

@@ -257,6 +257,60 @@ def test_the_published_recursion_counts_the_noise_of_ddpm():
     assert estimate.along[2].mean() == pytest.approx(added[0] + added[1], rel=0.1)
 
 
+def test_the_published_recursion_takes_the_midpoint_of_dpm_solver_2():
+    """Of one uncertain step: the whole step along eps at its midpoint, and there alone the weights are uncertain."""
+    run = GaussianRun("dpm_2", torch.tensor([10.0, 4.0, 1.0, 0.3]), uncertain_mean())
+    estimate = Paper(every=100, draws=1).estimate(run, along=[0, 2])
+    middle = run.states[1]
+    expected = ((4.0 - 10.0) / middle.sigma) ** 2 * middle.variance
+    assert 4.0 < middle.sigma < 10.0 and run.calls == 0
+    assert torch.allclose(estimate.variance, expected, rtol=1e-3) and torch.allclose(
+        estimate.along[2], expected, rtol=1e-3
+    )
+    assert not estimate.along[0].any()
+    Paper(every=2, draws=3).estimate(run, along=[])
+    assert run.calls == 2 * 3, "an uncertain step after the first takes two calls a draw"
+
+
+def test_the_published_recursion_from_pure_noise():
+    """A rectified flow begins without any signal: what is uncertain of the first prediction is that of the picture."""
+    x, variance = torch.randn(1, 4, 3, 3), torch.rand(1, 4, 3, 3)
+    states = [
+        State(1.0, 1.0, 0.0, x, 0.5 * x, contraction=0.4, variance=variance),
+        State(0.4, 0.4, 0.6, x, 0.5 * x, contraction=0.0),
+    ]
+    run = SimpleNamespace(states=states, signal_end=1.0, noise_end=0.0, sampler="euler")
+    estimate = Paper(every=100, draws=1).estimate(run, along=[1])
+    assert torch.allclose(estimate.variance, variance) and torch.allclose(estimate.along[1], 0.36 * variance)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Deviations(7), Deviations(5, 0.25), Deviations(8, 3.0), Tangents(2), Moments(3, 2), Paper(3, 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [1, 2, 9, 20])
+def test_no_more_calls_are_made_than_announced(estimator, steps):
+    run = GaussianRun("euler", karras(steps), uncertain_mean())
+    estimator.estimate(run, along=[])
+    # Two of the levels that deviations look for may lie nearest to one state of a short run.
+    assert run.calls <= estimator.calls(steps)
+    assert run.calls == estimator.calls(steps) or estimator.name == "deviations" and steps < 20
+    share = getattr(estimator, "share", math.inf)
+    assert run.calls <= max(share * steps, min(getattr(estimator, "states", 0), steps))
+
+
+def test_where_an_estimator_looks():
+    """Deviations at the states that it will follow, and only if they are moderated; the recursions everywhere."""
+    schedule = [float(sigma) for sigma in karras(20)[:-1]]
+    chosen = choose_states(schedule, 5)
+    looked = [index for index, level in enumerate(schedule) if Deviations(5).looks(level, schedule)]
+    assert looked == sorted(chosen) and len(looked) == 5
+    for level in schedule:
+        assert not Deviations(5, moderated=False).looks(level, schedule) and not Tangents(1).looks(level, schedule)
+        assert Moments(1, 1).looks(level, schedule) and Paper(1, 1).looks(level, schedule)
+
+
 @pytest.mark.parametrize(
     "estimator", [Deviations(5), Tangents(2), Moments(2, 1), Paper(3, 4)], ids=lambda estimator: estimator.name
 )

@@ -116,11 +116,18 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(head, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Expected a folder with room for the head head.safetensors .* save again"):
             save_head(larger, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["head.safetensors"] and path.read_bytes() == before
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(head, tmp_path):
+    (tmp_path / "heads").write_text("in the way")
+    with pytest.raises(OSError, match="Expected a folder with room for the head .* make it writable, and save again"):
+        save_head(head, tmp_path / "heads" / "head.safetensors")
+    assert (tmp_path / "heads").read_text() == "in the way"
 
 
 def test_about_is_text_that_survives(head, tmp_path):

@@ -27,6 +27,7 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_perpneg import PerpNegGuider
+from in_process import traces
 from measure import spearman
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -60,22 +61,6 @@ def ours(
 
 def options(estimator, **wishes) -> UncertaintyOptions:
     return UncertaintyOptions(estimator, Wishes(**wishes))
-
-
-def traces(model) -> dict:
-    """Everything that we could leave behind on a model."""
-    network = model.model.diffusion_model
-    return {
-        "hooks": [
-            (name, len(m._forward_hooks), len(m._forward_pre_hooks), list(vars(m).get("forward", "")))
-            for name, m in network.named_modules()
-            if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-        ],
-        "wrappers": {k: dict(v) for k, v in model.wrappers.items() if v},
-        "options": repr(sorted(model.model_options)),
-        "patches": (len(model.patches), len(model.object_patches), len(model.callbacks)),
-        "weights": [p.sum().item() for p in network.parameters()],
-    }
 
 
 @pytest.mark.parametrize("cfg", [1.0, 7.0])
