@@ -80,6 +80,17 @@ def test_every_node_explains_itself(server):
         assert all(info["output_tooltips"]), name
 
 
+def test_nodes_are_found_by_other_words_and_fold_away_what_few_need(server):
+    known = server.object_info()
+    told = any(info.get("search_aliases") for name, info in known.items() if not name.startswith("BayesDiff"))
+    for name, info in known.items():
+        if name.startswith("BayesDiff"):
+            assert bool(info.get("search_aliases")) == told, name
+    fit = known["BayesDiffFitLaplaceHead"]["input"]["required"]
+    folded = {name for name, spec in fit.items() if spec[1].get("advanced")}
+    assert folded == {"noise_levels", "structure", "explained_variance"}
+
+
 # ---------------------------------------------------------------- the image is sacred
 
 
