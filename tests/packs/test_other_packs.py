@@ -109,9 +109,8 @@ def test_impacts_segs_of_our_mask_have_its_box(together):
         "back": node("SegsToCombinedMask", segs=["segs", 0]),
         "show_back": node("MaskPreview", mask=["back", 0]),
     }  # fmt: skip
-    graph |= {
-        side: node("PreviewAny", source=["box", at]) for at, side in enumerate(("left", "top", "right", "bottom"))
-    }
+    sides = ("left", "top", "right", "bottom")
+    graph |= {side: node("PreviewAny", source=["box", at]) for at, side in enumerate(sides)}
     entry = together.run(graph)
     mask = pixels(together, entry, "show_mask")[..., 0] > 127
     assert 0.1 < mask.mean() < 0.3
