@@ -1,7 +1,7 @@
 """Other people's packs beside this one, in one graph on a real server: ``python dev.py test --packs FOLDER``.
 
-FOLDER holds checkouts of ComfyUI-GGUF, ComfyUI-Inpaint-CropAndStitch, ComfyUI-KJNodes and ComfyUI-Impact-Pack, or of
-some of them, under these names; what they need is installed for the Python that runs the tests.
+FOLDER holds checkouts of ComfyUI-GGUF, ComfyUI-Inpaint-CropAndStitch, ComfyUI-KJNodes, ComfyUI-Impact-Pack and
+ComfyUI-Advanced-ControlNet, under these names; what they need is installed for the Python that runs the tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 
-GGUF, CROP, KJ, IMPACT = "ComfyUI-GGUF", "ComfyUI-Inpaint-CropAndStitch", "ComfyUI-KJNodes", "ComfyUI-Impact-Pack"
+# A node of each pack, which shows that it loaded.
+PACKS = {
+    "ComfyUI-GGUF": "UnetLoaderGGUF",
+    "ComfyUI-Inpaint-CropAndStitch": "InpaintCropImproved",
+    "ComfyUI-KJNodes": "GrowMaskWithBlur",
+    "ComfyUI-Impact-Pack": "MaskToSEGS",
+    "ComfyUI-Advanced-ControlNet": "ACN_ReferenceControlNet",
+}
 
 
 def pack_folder(name: str) -> Path:
@@ -38,14 +45,22 @@ def pack_folder(name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """A server with this pack and the three whose nodes go into graphs."""
-    packs = tuple(pack_folder(name) for name in (CROP, KJ, IMPACT))
+def server_of_packs(tmp_path_factory):
+    """A server with this pack and all of the others that the folder holds."""
+    folders = [Path(os.environ.get("BAYESDIFF_PACKS", "")) / name for name in PACKS]
+    packs = tuple(folder for folder in folders if folder.is_dir())
     with comfy_server.ComfyServer(tmp_path_factory.mktemp("packs"), packs=packs) as running:
-        known = running.object_info()
-        for name, example in ((CROP, "InpaintCropImproved"), (KJ, "GrowMaskWithBlur"), (IMPACT, "MaskToSEGS")):
-            assert example in known, f"{name} did not load, see the server's log:\n{running.log()[-4000:]}"
         yield running
+
+
+@pytest.fixture
+def together(server_of_packs, request):
+    """That server, for a test of the pack that its ``needs`` names."""
+    name = request.node.get_closest_marker("needs").args[0]
+    pack_folder(name)
+    log = server_of_packs.log()
+    assert PACKS[name] in server_of_packs.object_info(), f"{name} did not load, see the log:\n{log[-4000:]}"
+    return server_of_packs
 
 
 def node(class_type: str, **inputs) -> dict:
@@ -97,6 +112,7 @@ def pixels(server, entry, name: str) -> numpy.ndarray:
     return numpy.asarray(Image.open(server.files(entry)[name][0]).convert("RGB"), dtype=numpy.int16)
 
 
+@pytest.mark.needs("ComfyUI-Impact-Pack")
 def test_impacts_segs_of_our_mask_have_its_box(together):
     graph = base_graph() | {
         "segs": node(
@@ -123,6 +139,7 @@ def test_impacts_segs_of_our_mask_have_its_box(together):
     assert numpy.array_equal(back[inside], mask[inside]) and back.sum() == back[inside].sum()
 
 
+@pytest.mark.needs("ComfyUI-Inpaint-CropAndStitch")
 def test_a_crop_around_our_mask_is_sampled_and_stitched(together):
     graph = base_graph() | {
         "crop": node(
@@ -153,6 +170,7 @@ def test_a_crop_around_our_mask_is_sampled_and_stitched(together):
     assert far.any() and not changed[far].any()
 
 
+@pytest.mark.needs("ComfyUI-KJNodes")
 def test_kjnodes_patches_and_masks_before_our_sampler(together):
     graph = base_graph() | {
         "settings": node("ModelPatchTorchSettings", model=["demo", 0], enable_fp16_accumulation=False),
@@ -181,6 +199,7 @@ def test_kjnodes_patches_and_masks_before_our_sampler(together):
     assert 0.05 < found.mean() < 0.4 and grown.mean() > 0
 
 
+@pytest.mark.needs("ComfyUI-KJNodes")
 def test_a_guider_of_kjnodes_with_our_custom_sampler(together):
     shared = dict(noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0], sigmas=["sigmas", 0])
     graph = base_graph() | {
@@ -199,6 +218,28 @@ def test_a_guider_of_kjnodes_with_our_custom_sampler(together):
     entry = together.run(graph)
     stock, ours = latents(together, entry)
     assert torch.equal(ours, stock) and float(entry["outputs"]["scores"]["text"][0]) > 0
+
+
+@pytest.mark.needs("ComfyUI-Advanced-ControlNet")
+def test_a_reference_controlnet_of_advanced_controlnet(together):
+    """It wraps the run, calls the network once more in every call, and draws from the global generator as it does."""
+    graph = base_graph() | {
+        "control": node("ACN_ReferenceControlNet", reference_type="reference_attn", style_fidelity=0.5, ref_weight=1.0),
+        "owl": node("ACN_ReferencePreprocessor", image=["picture", 0], vae=["demo", 3], latent_size=["empty", 0]),
+        "controlled": node(
+            "ACN_AdvancedControlNetApply_v2", control_net=["control", 0], image=["owl", 0], strength=1.0,
+            start_percent=0.0, end_percent=1.0, **PROMPTS,
+        ),
+        "plain": node("KSampler", model=["demo", 0], latent_image=["empty", 0], **(SETTINGS | {"seed": 35})),
+        "save_plain": node("SaveLatent", samples=["plain", 0], filename_prefix="plain"),
+    }  # fmt: skip
+    prompts = dict(positive=["controlled", 0], negative=["controlled", 1])
+    entry = together.run(twins(graph, ["demo", 0], ["empty", 0], seed=35, **prompts))
+    stock, ours = latents(together, entry)
+    assert torch.equal(ours, stock)
+    plain = safetensors.torch.load_file(together.files(entry, "latents")["save_plain"][0])["latent_tensor"]
+    assert not torch.allclose(plain, stock, atol=0.1), "the reference did nothing"
+    assert 0.1 < (pixels(together, entry, "show_our_mask")[..., 0] > 127).mean() < 0.3
 
 
 # ---------------------------------------------------------------- a quantised model
@@ -238,7 +279,7 @@ def write_gguf(path: Path) -> int:
 
 def test_a_quantised_unet_is_fitted_and_sampled(tmp_path):
     """The loader of ComfyUI-GGUF, a head of what it loads, and a run: the stock latent, and nothing dequantised."""
-    assert asyncio.run(nodes.load_custom_node(str(pack_folder(GGUF)))), "ComfyUI-GGUF did not load"
+    assert asyncio.run(nodes.load_custom_node(str(pack_folder("ComfyUI-GGUF")))), "ComfyUI-GGUF did not load"
     quantised = write_gguf(tmp_path / "small.gguf")
     folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
     with torch.inference_mode():
