@@ -69,7 +69,7 @@ class KSamplerBestOfN(io.ComfyNode):
                     default=1,
                     min=1,
                     max=1024,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="How many pictures to sample together. One at a time saves most: finishing then repeats no "
                     "step of the ranking. In larger batches only what lands at its old place is not repeated.",
                 ),

@@ -62,14 +62,14 @@ class FitLaplaceHead(io.ComfyNode):
                     default=8,
                     min=1,
                     max=64,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="At how many noise levels each picture is seen. More are slower and more exact.",
                 ),
                 io.Combo.Input(
                     "structure",
                     options=list(STRUCTURES),
                     default=STRUCTURES[0],
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="Low-rank: a few per cent off, smaller file. Full: exact. Diag: the paper's, without "
                     "correlations.",
                 ),
@@ -80,7 +80,7 @@ class FitLaplaceHead(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     round=0.0001,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="Low-rank only: share of the features' energy that is kept exact.",
                 ),
                 io.Int.Input(

@@ -57,7 +57,7 @@ class UncertaintyMap(io.ComfyNode):
                     max=4096,
                     step=32,
                     optional=True,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="For 'pixels, tiled': side of a tile in pixels.",
                 ),
                 io.Combo.Input(

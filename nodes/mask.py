@@ -70,7 +70,7 @@ class UncertaintyToMask(io.ComfyNode):
                     min=0,
                     max=1048576,
                     optional=True,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="Drop separate parts of fewer pixels than this, before growing; 0 or 1 keeps all.",
                 ),
                 io.Boolean.Input(

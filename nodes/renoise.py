@@ -49,7 +49,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="Highest noise level, as a share of the schedule: more looks at larger shapes.",
                 ),
                 io.Float.Input(
@@ -58,7 +58,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
-                    extra_dict=ADVANCED,
+                    **ADVANCED,
                     tooltip="Lowest noise level, likewise: less looks at finer detail.",
                 ),
                 io.Int.Input(
