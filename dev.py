@@ -2,8 +2,10 @@
 
     python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
     python dev.py test [ARGS]    the tests (ARGS go to pytest)
-    python dev.py test --browser     those of ComfyUI's page, in the Chromium of this machine
-    python dev.py test --install     those of installing the pack, with ComfyUI-Manager and comfy-cli
+    python dev.py test --browser [ARGS]        those of ComfyUI's page, in the Chromium of this machine
+    python dev.py test --install [ARGS]        those of installing the pack, with ComfyUI-Manager and comfy-cli
+    python dev.py test --packs FOLDER [ARGS]   those with other people's packs, whose checkouts lie in that folder
+    python dev.py test --host PATH [ARGS]      any of them in the ComfyUI of that folder, as with COMFYUI_PATH
     python dev.py check [NAMES]  lint, types, registry and archive, or those of them that are named
     python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
@@ -161,7 +163,8 @@ def find_host() -> tuple[Path, Path]:
     comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
     if not (comfyui / "main.py").exists() or not (comfyui / "comfy").is_dir():
         raise Problem(
-            f"Expected COMFYUI_PATH to name a ComfyUI folder with main.py in it, got {comfyui}; correct it or unset it."
+            f"Expected COMFYUI_PATH (or --host) to name a ComfyUI folder with main.py in it, got {comfyui}; correct it "
+            "or unset it."
         )
     return Path(sys.executable), comfyui
 
@@ -204,6 +207,18 @@ def find_chromium() -> str:
 # ---------------------------------------------------------------- commands
 
 
+def folder_option(arguments: list[str], name: str) -> str:
+    """Take an option and the folder after it out of the arguments; an empty text where it is not among them."""
+    if name not in arguments:
+        return ""
+    at = arguments.index(name)
+    folder = Path(arguments[at + 1]).expanduser() if at + 1 < len(arguments) else None
+    if folder is None or not folder.is_dir():
+        raise Problem(f"Expected a folder after {name}, got {folder or 'nothing'}.")
+    del arguments[at : at + 2]
+    return str(folder.resolve())
+
+
 def run(python: Path, comfyui: Path, *arguments: str | Path) -> int:
     environment = os.environ | {"BAYESDIFF_COMFYUI": str(comfyui), "PYTHONPATH": str(ROOT / "tools")}
     process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment)
@@ -226,25 +241,32 @@ def main(arguments: list[str]) -> int:
     if command == "bench" and (not rest or rest[0] not in benches):
         raise Problem(f"Expected the name of a benchmark ({', '.join(benches)}), got {rest[0] if rest else 'nothing'}.")
 
-    chromium = find_chromium() if command == "test" and rest[:1] == ["--browser"] else ""
+    requirements = ["requirements.txt"]
+    if command in ("bench", "test"):
+        requirements.append("requirements-dev.txt")
+    if command == "test":
+        if host := folder_option(rest, "--host"):
+            os.environ["COMFYUI_PATH"] = host
+        if packs := folder_option(rest, "--packs"):
+            os.environ["BAYESDIFF_PACKS"] = packs
+            rest.insert(0, "tests/packs")
+        if "--install" in rest:
+            rest[rest.index("--install")] = "tests/install"
+        if "--browser" in rest:
+            os.environ["BAYESDIFF_CHROMIUM"] = find_chromium()
+            requirements.append("requirements-browser.txt")
+            rest[rest.index("--browser")] = "tests/browser"
     python, comfyui = find_host()
-    install_requirements(python, "requirements.txt")
+    for name in requirements:
+        install_requirements(python, name)
     tools = {"demo": "demo.py", "workflows": "make_workflows.py", "pictures": "make_pictures.py"}
     if command in tools:
         return run(python, comfyui, ROOT / "tools" / tools[command], *rest)
     if command == "bench":
-        install_requirements(python, "requirements-dev.txt")
         return run(python, comfyui, ROOT / "benchmarks" / f"{rest[0]}.py", *rest[1:])
     if command == "check":
         return run(make_check_tools(), comfyui, ROOT / "tools" / "check.py", str(python), *rest)
     if command == "test":
-        install_requirements(python, "requirements-dev.txt")
-        if rest[:1] == ["--browser"]:
-            os.environ["BAYESDIFF_CHROMIUM"] = chromium
-            install_requirements(python, "requirements-browser.txt")
-            rest[0] = "tests/browser"
-        elif rest[:1] == ["--install"]:
-            rest[0] = "tests/install"
         return run(python, comfyui, "-m", "pytest", *rest)
     print(
         f"ComfyUI is in {comfyui}. Make this pack known to it once, and start it:\n"

@@ -10,6 +10,7 @@ from ..bayesdiff_core.estimators.deviations import Deviations
 from ..bayesdiff_core.rank import rank
 from ..host.best_of_n import BestOfN, best_of_n
 from ..host.last_layer import check_head, check_latent
+from ..host.schema import ADVANCED, search_words
 from ..host.selection import select_conditioning, select_latent
 from .sampler import QUALITIES, schedule_inputs, seed_input
 from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
@@ -25,6 +26,7 @@ class KSamplerBestOfN(io.ComfyNode):
             node_id="BayesDiffBestOfN",
             display_name="KSampler Best of N (BayesDiff)",
             category=CATEGORY,
+            **search_words("rank seeds", "seed search", "best seed"),
             description="Samples many pictures for some of their steps, ranks them by how unsure the model is of what "
             "they become, and samples only the best to the end, as the stock KSampler does.",
             inputs=[
@@ -68,6 +70,7 @@ class KSamplerBestOfN(io.ComfyNode):
                     default=1,
                     min=1,
                     max=1024,
+                    **ADVANCED,
                     tooltip="How many pictures to sample together. One at a time saves most: finishing then repeats no "
                     "step of the ranking. In larger batches only what lands at its old place is not repeated.",
                 ),

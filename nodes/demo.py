@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.demo_model import load_demo_model, prompt_names
+from ..host.schema import search_words
 from .types import CATEGORY
 
 
@@ -15,6 +16,7 @@ class DemoModel(io.ComfyNode):
             node_id="BayesDiffDemoModel",
             display_name="BayesDiff Demo Model",
             category=CATEGORY,
+            **search_words("example model", "emoji"),
             description="A small model of emoji at 128 by 128 pixels (latent 16 by 16) that comes with the pack.",
             inputs=[
                 io.Combo.Input(

@@ -8,6 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core import rank
 from ..bayesdiff_core.contact_sheet import contact_sheet
+from ..host.schema import search_words
 from ..host.selection import select_conditioning, select_latent
 from .types import CATEGORY, LINE_BREAK, UncertaintyType
 
@@ -44,6 +45,7 @@ class FilterByUncertainty(io.ComfyNode):
             node_id="BayesDiffFilter",
             display_name="Filter by Uncertainty (BayesDiff)",
             category=CATEGORY,
+            **search_words("cull", "reject", "sort a batch", "contact sheet"),
             description="Ranks a batch by its scores, lowest first, and parts it into kept and dropped. Everything "
             "that is connected is parted the same way.",
             is_input_list=True,

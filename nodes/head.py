@@ -10,6 +10,7 @@ from ..bayesdiff_core.storage import DTYPES, load_head, save_head
 from ..host import files
 from ..host.fitting import as_examples, examples_from_folder, examples_from_images, fit_head, own_samples
 from ..host.last_layer import check_latent
+from ..host.schema import ADVANCED, search_words
 from .types import CATEGORY, LaplaceHeadType
 
 files.register_folder()
@@ -24,6 +25,7 @@ class FitLaplaceHead(io.ComfyNode):
             node_id="BayesDiffFitLaplaceHead",
             display_name="Fit Laplace Head (BayesDiff)",
             category=CATEGORY,
+            **search_words("Bayesian", "posterior", "last-layer Laplace"),
             description="Learns how unsure a diffusion model's last layer is. Do it once a model and save the result.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that you sample with."),
@@ -60,12 +62,14 @@ class FitLaplaceHead(io.ComfyNode):
                     default=8,
                     min=1,
                     max=64,
+                    **ADVANCED,
                     tooltip="At how many noise levels each picture is seen. More are slower and more exact.",
                 ),
                 io.Combo.Input(
                     "structure",
                     options=list(STRUCTURES),
                     default=STRUCTURES[0],
+                    **ADVANCED,
                     tooltip="Low-rank: a few per cent off, smaller file. Full: exact. Diag: the paper's, without "
                     "correlations.",
                 ),
@@ -76,6 +80,7 @@ class FitLaplaceHead(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     round=0.0001,
+                    **ADVANCED,
                     tooltip="Low-rank only: share of the features' energy that is kept exact.",
                 ),
                 io.Int.Input(
@@ -155,6 +160,7 @@ class SaveLaplaceHead(io.ComfyNode):
             node_id="BayesDiffSaveLaplaceHead",
             display_name="Save Laplace Head (BayesDiff)",
             category=CATEGORY,
+            **search_words("posterior"),
             description="Writes a Laplace head to models/laplace_heads, for Load Laplace Head.",
             is_output_node=True,
             inputs=[
@@ -187,6 +193,7 @@ class LoadLaplaceHead(io.ComfyNode):
             node_id="BayesDiffLoadLaplaceHead",
             display_name="Load Laplace Head (BayesDiff)",
             category=CATEGORY,
+            **search_words("posterior"),
             description="Reads a Laplace head from models/laplace_heads.",
             inputs=[
                 io.Combo.Input(

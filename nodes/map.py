@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..bayesdiff_core.drawing import sheet, with_colour_bars
 from ..bayesdiff_core.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map, resize_map
 from ..host.decode import decode, decoded_std
+from ..host.schema import ADVANCED, search_words
 from .types import CATEGORY, UncertaintyType
 
 PER_IMAGE, PER_BATCH = "each image", "whole batch"
@@ -20,6 +21,7 @@ class UncertaintyMap(io.ComfyNode):
             node_id="BayesDiffUncertaintyMap",
             display_name="Uncertainty Map (BayesDiff)",
             category=CATEGORY,
+            **search_words("heat map", "confidence", "variance", "error map"),
             description="Shows where the model is unsure: a heat map, the heat map over the picture, and its values.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
@@ -55,6 +57,7 @@ class UncertaintyMap(io.ComfyNode):
                     max=4096,
                     step=32,
                     optional=True,
+                    **ADVANCED,
                     tooltip="For 'pixels, tiled': side of a tile in pixels.",
                 ),
                 io.Combo.Input(

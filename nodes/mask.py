@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bayesdiff_core import masks
 from ..bayesdiff_core.maps import normalise_map, resize_map
+from ..host.schema import ADVANCED, search_words
 from .types import CATEGORY, UncertaintyType
 
 AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
@@ -18,6 +19,7 @@ class UncertaintyToMask(io.ComfyNode):
             node_id="BayesDiffUncertaintyToMask",
             display_name="Uncertainty to Mask (BayesDiff)",
             category=CATEGORY,
+            **search_words("confidence mask", "inpaint mask", "fault mask"),
             description="Masks the part of each picture that the model is least sure of, ready for inpainting.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
@@ -68,6 +70,7 @@ class UncertaintyToMask(io.ComfyNode):
                     min=0,
                     max=1048576,
                     optional=True,
+                    **ADVANCED,
                     tooltip="Drop separate parts of fewer pixels than this, before growing; 0 or 1 keeps all.",
                 ),
                 io.Boolean.Input(

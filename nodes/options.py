@@ -12,6 +12,7 @@ from ..bayesdiff_core.estimators.moments import Moments
 from ..bayesdiff_core.estimators.paper import Paper
 from ..bayesdiff_core.estimators.tangents import Tangents
 from ..host.sampling import Wishes
+from ..host.schema import search_words
 from .types import CATEGORY, UncertaintyOptionsType
 
 AS_QUALITY, MODERATED, BARE = "as quality says", "deviations", "deviations, not moderated"
@@ -41,6 +42,7 @@ class UncertaintyOptionsNode(io.ComfyNode):
             node_id="BayesDiffUncertaintyOptions",
             display_name="Uncertainty Options (BayesDiff)",
             category=CATEGORY,
+            **search_words("estimator", "trajectory"),
             description="For experts: how the samplers (BayesDiff) estimate, what they keep of the way, and what they "
             "show meanwhile.",
             inputs=[

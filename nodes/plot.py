@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bayesdiff_core.drawing import plot_over_sigma, plot_scores
 from ..bayesdiff_core.scores import DEFAULT, SCORES
+from ..host.schema import search_words
 from .types import CATEGORY, UncertaintyType
 
 HISTOGRAM, OVER_SIGMA = "scores of the batch", "uncertainty over sigma"
@@ -18,6 +19,7 @@ class UncertaintyPlot(io.ComfyNode):
             node_id="BayesDiffUncertaintyPlot",
             display_name="Uncertainty Plot (BayesDiff)",
             category=CATEGORY,
+            **search_words("histogram", "curve"),
             description="Draws how a batch's scores are spread, or how the uncertainty grows while sampling.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),

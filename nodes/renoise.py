@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..host.last_layer import check_latent
 from ..host.renoising import renoise
+from ..host.schema import ADVANCED, search_words
 from .sampler import uncertainty_outputs
 from .types import CATEGORY
 
@@ -17,6 +18,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
             node_id="BayesDiffRenoise",
             display_name="Uncertainty without a Head (BayesDiff)",
             category=CATEGORY,
+            **search_words("confidence", "variance"),
             description="Noises finished latents again and again and sees how far the model's predictions of them "
             "disagree. Needs no fit and works on any latent of the model; it tells less than a Laplace head.",
             inputs=[
@@ -47,6 +49,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
+                    **ADVANCED,
                     tooltip="Highest noise level, as a share of the schedule: more looks at larger shapes.",
                 ),
                 io.Float.Input(
@@ -55,6 +58,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
+                    **ADVANCED,
                     tooltip="Lowest noise level, likewise: less looks at finer detail.",
                 ),
                 io.Int.Input(

@@ -11,6 +11,7 @@ from ..bayesdiff_core.maps import resize_map
 from ..host.last_layer import check_head, check_latent
 from ..host.repair import Attempt, repair
 from ..host.resample import Settings
+from ..host.schema import search_words
 from ..host.selection import cycle
 from .resample import by_picture, check_belongs, check_finite_mask, run_inputs
 from .sampler import QUALITIES, seed_input
@@ -29,6 +30,7 @@ class Repair(io.ComfyNode):
             node_id="BayesDiffRepair",
             display_name="Repair (BayesDiff)",
             category=CATEGORY,
+            **search_words("detailer", "fix", "inpaint"),
             description="Mends the part of each picture that the model is least sure of, scores it again and keeps the "
             "better of the two, for some rounds. A picture that gets no better stays as it was.",
             inputs=[

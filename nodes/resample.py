@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host.last_layer import check_latent
 from ..host.resample import Settings, resample
+from ..host.schema import search_words
 from ..host.selection import select_latent
 from .sampler import schedule_inputs, seed_input
 from .types import CATEGORY, UncertaintyType
@@ -49,6 +50,7 @@ class Resample(io.ComfyNode):
             node_id="BayesDiffResample",
             display_name="Resample (BayesDiff)",
             category=CATEGORY,
+            **search_words("variations", "more like this"),
             description="Variations of pictures: goes back to a point of their sampling, draws there from what the "
             "model holds possible, and finishes again. More of a good picture, or another chance for a bad one.",
             inputs=[

@@ -13,6 +13,7 @@ from ..bayesdiff_core.estimators.deviations import Deviations
 from ..bayesdiff_core.estimators.ensemble import Ensemble
 from ..host.last_layer import check_head, check_latent
 from ..host.sampling import Run, Wishes, sample_with_uncertainty
+from ..host.schema import search_words
 from .options import UncertaintyOptions
 from .types import CATEGORY, LaplaceHeadType, UncertaintyOptionsType, UncertaintyType
 
@@ -133,6 +134,7 @@ class KSamplerBayesDiff(UncertainSampler):
             node_id="BayesDiffKSampler",
             display_name="KSampler (BayesDiff)",
             category=CATEGORY,
+            **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
             description="The stock KSampler, latent for latent, and beside it how unsure the model is of every part of "
             "the picture.",
             inputs=[
@@ -177,6 +179,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
             node_id="BayesDiffKSamplerAdvanced",
             display_name="KSampler Advanced (BayesDiff)",
             category=CATEGORY,
+            **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
             description="The stock KSampler (Advanced), latent for latent, and beside it the uncertainty. Of a run in "
             "stages it sees its own stage alone.",
             inputs=[
@@ -224,6 +227,7 @@ class SamplerCustomBayesDiff(UncertainSampler):
             node_id="BayesDiffSamplerCustomAdvanced",
             display_name="SamplerCustomAdvanced (BayesDiff)",
             category=CATEGORY,
+            **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
             description="The stock SamplerCustomAdvanced with any guider, sampler and sigmas, latent for latent, and "
             "beside it the uncertainty.",
             inputs=[

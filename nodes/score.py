@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bayesdiff_core.scores import DEFAULT, SCORES, SEMANTIC_SCORES, inside_cells, score_table
 from ..host.decode import member_features
+from ..host.schema import search_words
 from .types import CATEGORY, UncertaintyType
 
 
@@ -16,6 +17,7 @@ class UncertaintyScore(io.ComfyNode):
             node_id="BayesDiffUncertaintyScore",
             display_name="Uncertainty Score (BayesDiff)",
             category=CATEGORY,
+            **search_words("quality score", "confidence", "rank"),
             description="One number a picture, higher is less certain: of the whole picture or of the part in a mask.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),

@@ -9,6 +9,7 @@ import pytest
 
 in_process.import_host_and_pack()
 
+import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
@@ -16,6 +17,13 @@ from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E
 # The same examples on every machine, however slow that is.
 hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def every_step_is_told(monkeypatch):
+    """Newer hosts tell ten steps a second; tests of progress want all of them on a fast machine too."""
+    for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
+        monkeypatch.setattr(comfy.utils, name, 0, raising=False)
 
 
 @pytest.fixture(scope="session")

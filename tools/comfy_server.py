@@ -58,20 +58,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def link_pack(custom_nodes: Path) -> None:
-    """Make the repository a custom node of a base directory, without copying it."""
+def link_pack(custom_nodes: Path, pack: Path = ROOT, name: str = PACK) -> None:
+    """Make the repository, or another pack, a custom node of a base directory, without copying it."""
     custom_nodes.mkdir(parents=True, exist_ok=True)
-    link = custom_nodes / PACK
+    link = custom_nodes / name
     if link.exists():
         return
     if os.name == "nt":
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, capture_output=True)
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(pack)], check=True, capture_output=True)
     else:
-        link.symlink_to(ROOT, target_is_directory=True)
+        link.symlink_to(pack, target_is_directory=True)
 
 
 class ComfyServer:
-    """A ComfyUI process with this pack alone, stopped at the end of the ``with`` block whatever happens.
+    """A ComfyUI process with this pack, alone unless told, stopped at the end of the ``with`` block whatever happens.
 
     Models, inputs, outputs, database and log live in ``folder``; the ComfyUI checkout is not written to.
 
@@ -80,15 +80,18 @@ class ComfyServer:
         port: where to listen; a free one if not given.
         arguments: more arguments of the host's own command line.
         python: what runs it, if not this Python.
+        packs: folders of other packs to load beside this one.
 
     Raises:
         ServerProblem: the port is taken, or the host does not come up; the end of its log is in the message.
     """
 
     def __init__(
-        self, folder: Path, port: int | None = None, arguments: tuple[str, ...] = (), python: Path | None = None
-    ):
-        self.folder, self.arguments, self.python = Path(folder).resolve(), arguments, python or sys.executable
+        self, folder: Path, port: int | None = None, arguments: tuple[str, ...] = (), python: Path | None = None,
+        packs: tuple[Path, ...] = (),
+    ):  # fmt: skip
+        self.folder, self.arguments, self.packs = Path(folder).resolve(), arguments, packs
+        self.python = python or sys.executable
         self.comfyui = Path(os.environ["BAYESDIFF_COMFYUI"])
         self.port = port or free_port()
         self.client_id = uuid.uuid4().hex
@@ -101,6 +104,8 @@ class ComfyServer:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise ServerProblem(f"Port {self.port} is taken by another program; choose another with --port.")
         link_pack(self.folder / "custom_nodes")
+        for pack in self.packs:
+            link_pack(self.folder / "custom_nodes", pack, pack.name)
         (self.folder / "user").mkdir(exist_ok=True)
         command = [
             str(self.python), str(self.comfyui / "main.py"),
@@ -108,6 +113,7 @@ class ComfyServer:
             "--base-directory", str(self.folder),
             "--database-url", f"sqlite:///{self.folder / 'user' / 'comfyui.db'}",
             "--disable-auto-launch", "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
+            *(pack.name for pack in self.packs),
             *([] if torch.cuda.is_available() else ["--cpu"]),
             *self.arguments,
         ]  # fmt: skip

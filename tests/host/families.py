@@ -8,12 +8,28 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
+
+
+def known(params: type, **options) -> dict:
+    """Those of the options that the host's class of parameters has."""
+    return {name: value for name, value in options.items() if name in params.__dataclass_fields__}
+
 
 UNET = dict(
     image_size=8, in_channels=4, out_channels=4, model_channels=32, channel_mult=[1, 2], num_res_blocks=[1, 1],
     transformer_depth=[0, 1], transformer_depth_output=[0, 0, 1, 1], transformer_depth_middle=1, num_heads=2,
     num_head_channels=-1, context_dim=16, use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False,
 )  # fmt: skip
+
+# Options that newer hosts want and older ones refuse.
+NEWER = {
+    supported.Flux: known(FluxParams, txt_ids_dims=[]),
+    supported.Chroma: known(ChromaParams, txt_ids_dims=[], vec_in_dim=None),
+    supported.HunyuanVideo: known(HunyuanVideoParams, meanflow_sum=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Family:
     downscale: int = 8
 
     def build(self) -> comfy.model_patcher.ModelPatcher:
-        options = dict(self.options)
+        options = self.options | NEWER.get(self.config, {})
         config = self.config(options)
         config.unet_config = options  # the class would add settings of the full-sized model
         config.set_inference_dtype(torch.float32, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import shutil
 import threading
@@ -14,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from bayesdiff.bayesdiff_core.storage import load_head, save_head
+from comfy_api.latest import io
 from PIL import Image
 
 
@@ -78,6 +80,18 @@ def test_every_node_explains_itself(server):
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
         assert all(spec[1].get("tooltip") for spec in inputs.values()), name
         assert all(info["output_tooltips"]), name
+
+
+def test_nodes_are_found_by_other_words_and_fold_away_what_few_need(server):
+    known = server.object_info()
+    told = any(info.get("search_aliases") for name, info in known.items() if not name.startswith("BayesDiff"))
+    for name, info in known.items():
+        if name.startswith("BayesDiff"):
+            assert bool(info.get("search_aliases")) == told, name
+    fit = known["BayesDiffFitLaplaceHead"]["input"]["required"]
+    folded = {name for name, spec in fit.items() if spec[1].get("advanced")}
+    tells = "advanced" in inspect.signature(io.Int.Input).parameters
+    assert folded == ({"noise_levels", "structure", "explained_variance"} if tells else set())
 
 
 # ---------------------------------------------------------------- the image is sacred
