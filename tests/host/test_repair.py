@@ -66,7 +66,7 @@ def test_the_better_of_each_picture_is_kept(demo, demo_head, pictures, method):
     assert torch.equal(uncertainty.latent, latent["samples"]) and uncertainty.scores().tolist() == scores
     lines = report.splitlines()
     assert len(lines) == 5 and sum("kept" in line or "dropped" in line for line in lines) == 4
-    assert all(f"picture {picture}: " in line for picture, line in zip((1, 2, 1, 2), lines))
+    assert all(f"picture {picture}: " in line for picture, line in zip((0, 1, 0, 1), lines))
     # What is not masked stays, from the round's start to its end.
     outside = torch.nn.functional.max_pool2d(masks[:, 1], 8) == 0
     change = (versions[:, 1] - versions[:, 0]).abs().amax(1)
@@ -90,7 +90,7 @@ def test_no_rounds_and_a_single_picture(demo, demo_head, pictures):
     latent, uncertainty, scores, candidates, tried, report = found
     assert torch.equal(latent["samples"], one["samples"]) and torch.equal(candidates["samples"], one["samples"])
     assert len(scores) == 1 and tried.shape == (1, 128, 128) and not tried.any()
-    assert report.splitlines() == [f"Scores at the end: {scores[0]:.4g}. Lower is surer."]
+    assert report.splitlines() == [f"Scores at the end: {scores[0]:.4g}. Lower is surer; pictures are numbered from 0."]
     # Five noise levels, and one draw at each.
     assert calls == 10 and uncertainty.latent.shape == (1, 4, 16, 16)
 
