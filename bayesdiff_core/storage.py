@@ -78,7 +78,7 @@ def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
     found = hashlib.sha256(json.dumps(sorted(item for item in metadata.items() if item[0] != DIGEST)).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
