@@ -148,7 +148,7 @@ class Axes:
 
 
 def plot_scores(scores: list[float], name: str, width: int, height: int) -> torch.Tensor:
-    """Histogram of a batch's scores, ``(1, height, width, 3)``, and below it each picture's number at its place.
+    """Histogram of a batch's scores, ``(1, height, width, 3)``, and below it the number of each picture, from 0, at its place.
 
     As many bins as the root of the number of pictures, and at least eight. Numbers that would overlap are left out,
     once three rows are full.
@@ -166,7 +166,7 @@ def plot_scores(scores: list[float], name: str, width: int, height: int) -> torc
             axes.draw.rectangle((axes.x(start) + 1, axes.y(count), axes.x(end) - 1, axes.base), fill=BLUE)
     axes.x_ticks(nice_ticks(low, high, 7))
     small, ends = font_of(round(0.8 * axes.size)), [-math.inf] * rows
-    for picture, score in sorted(enumerate(scores, 1), key=lambda item: item[1]):
+    for picture, score in sorted(enumerate(scores), key=lambda item: item[1]):
         x, half = axes.x(score), small.getlength(str(picture)) / 2 + 1
         axes.draw.line((x, axes.base + 2, x, axes.base + axes.size * 0.6), fill=INK)
         row = next((row for row in range(rows) if x - half > ends[row]), None)
