@@ -148,10 +148,10 @@ class Axes:
 
 
 def plot_scores(scores: list[float], name: str, width: int, height: int) -> torch.Tensor:
-    """Histogram of a batch's scores, ``(1, height, width, 3)``, and below it the number of each picture, from 0, at its place.
+    """Histogram of a batch's scores, ``(1, height, width, 3)``, and below it each picture's number at its place.
 
-    As many bins as the root of the number of pictures, and at least eight. Numbers that would overlap are left out,
-    once three rows are full.
+    Pictures are numbered from 0. As many bins as the root of their number, and at least eight. Numbers that would
+    overlap are left out, once three rows are full.
     """
     low, high = min(scores), max(scores)
     if low == high:  # one picture, or all alike: a bar in the middle
