@@ -10,7 +10,7 @@
     python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
     python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
     python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
-    python dev.py pictures       remake the pictures of the docs, but for those of docs/tour.md
+    python dev.py pictures       remake the pictures of the docs, but for those that docs/tour.md speaks of
 
 The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
 With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is
@@ -199,7 +199,7 @@ def find_chromium() -> str:
         if found := shutil.which(name):
             return found
     raise Problem(
-        "Expected Chromium or Chrome for the tests of the page, found none; install it (on Debian: apt-get "
+        f"Expected Chromium or Chrome for the tests of the page, got {named or 'none'}; install it (on Debian: apt-get "
         "install chromium) or set BAYESDIFF_CHROMIUM to its program."
     )
 
@@ -208,7 +208,10 @@ def find_chromium() -> str:
 
 
 def folder_option(arguments: list[str], name: str) -> str:
-    """Take an option and the folder after it out of the arguments; an empty text where it is not among them."""
+    """Take an option and its folder out of the arguments; an empty text where it is not among them."""
+    arguments[:] = [
+        part for each in arguments for part in (each.split("=", 1) if each.startswith(f"{name}=") else [each])
+    ]
     if name not in arguments:
         return ""
     at = arguments.index(name)

@@ -14,6 +14,16 @@ from scipy import ndimage
 NEIGHBOURS = numpy.ones((3, 3), dtype=bool)
 
 
+def check_finite(mask: torch.Tensor | None) -> None:
+    """One sentence where a mask, if there is one, holds what is no number, which would spread over the whole picture.
+
+    Raises:
+        ValueError: it does.
+    """
+    if mask is not None and not mask.isfinite().all():
+        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask anew.")
+
+
 def most_uncertain_area(values: torch.Tensor, area: float) -> torch.Tensor:
     """Hard mask of the ``area`` share of each map with the highest values.
 

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .masks import check_finite
+
 if TYPE_CHECKING:
     from .uncertainty import Uncertainty
 
@@ -40,14 +42,13 @@ def inside_cells(mask: Tensor | None, pictures: int, height: int, width: int) ->
             f"Expected one mask, or one for each of the {pictures} pictures, got {len(mask)}; give as many masks as "
             "there are pictures."
         )
-    if not mask.isfinite().all():
-        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask anew.")
+    check_finite(mask)
     covered = F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
     most = covered.amax((1, 2), keepdim=True)
-    if empty := [str(i + 1) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:
+    if empty := [str(i) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:
         raise ValueError(
-            f"Expected a mask that marks some part of every picture, got an empty one (number {', '.join(empty)}); "
-            "mark a part, or disconnect the mask to score whole pictures."
+            f"Expected a mask that marks some part of every picture, got an empty one (number {', '.join(empty)}, "
+            "counted from 0); mark a part, or disconnect the mask to score whole pictures."
         )
     return (covered >= most / 2).expand(pictures, height, width)
 

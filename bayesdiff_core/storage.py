@@ -118,7 +118,7 @@ def load_head(path: Path) -> LaplaceHead:
         )
         sound = head.precision.is_sound() and head.precision.width == head.geometry.width
         sound = sound and 0 < head.prior_precision < math.inf
-        whole = metadata.get(DIGEST) in (None, digest(tensors, metadata))
+        whole = DIGEST not in metadata or metadata[DIGEST] == digest(tensors, metadata)
     # RuntimeError: of torch, and of text that is nested too deep.
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise HeadFileError(

@@ -23,11 +23,11 @@ def check_finite(variance: torch.Tensor) -> None:
     Raises:
         ValueError: it does.
     """
-    if bad := [i + 1 for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
+    if bad := [i for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
         raise ValueError(
             f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} pictures (the first is "
-            f"number {bad[0]}); see whether the pictures themselves are blank, and sample in a wider number format, "
-            "for example --force-fp32."
+            f"number {bad[0]}, counted from 0); see whether the pictures themselves are blank, and sample in a wider "
+            "number format, for example --force-fp32."
         )
 
 

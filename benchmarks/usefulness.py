@@ -431,7 +431,9 @@ def best_of_n(bench: Bench) -> list[dict]:
         assert torch.allclose(found.latent["samples"], bench.latents[kept[-1]], atol=1e-3)
         costs = {"sampling all with no score": 1.0} | {f"scoring all by {name}": bench.found[name].cost
                                                        for name in ("draft", "balanced")}  # fmt: skip
+        before = saved
         saved = {name: 1 - (found.ranking + found.finishing) / (found.whole * cost) for name, cost in costs.items()}
+        assert before in ({}, saved)  # one figure for the model: the same for every prompt
         final.append((first + rank.rank(scores[first : first + bench.count])[:keep]).tolist())
     rows = []
     for measure, quality in bench.verdict.qualities.items():

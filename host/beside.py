@@ -73,16 +73,23 @@ def without_cache(options: dict) -> dict:
     return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host takes an error for that; newer ones know more kinds."""
+    tell, kind = getattr(comfy.model_management, "is_oom", None), comfy.model_management.OOM_EXCEPTION
+    return tell(error) if tell else kind is not Exception and isinstance(error, kind)
+
+
 @contextmanager
-def after_sampling() -> Iterator[None]:
-    """Where memory runs out once the sampling itself is done, the host's error says so too."""
+def estimating() -> Iterator[None]:
+    """Where memory runs out in the estimate, and not in the sampling before it, the host's error says so too."""
     try:
         yield
-    except comfy.model_management.OOM_EXCEPTION as error:
-        error.args = (
-            f"{error}; the sampling itself was done, memory ran out in estimating its uncertainty: sample fewer "
-            "pictures at once, or get the same latent from the stock sampler.",
-        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.args = (
+                f"{error}; memory ran out in estimating the uncertainty, after the sampling: take fewer pictures at "
+                "once, or sample without it.",
+            )
         raise
 
 
@@ -197,7 +204,7 @@ class Beside:
         self.states[-1].contraction = self.noise_end / self.states[-1].noise if self.states[-1].noise > 0 else 1.0
         self.options = without_cache(self.options)
         # The global generator stays where the stock sampler leaves it.
-        with after_sampling(), torch.random.fork_rng(generator_devices(samples.device)):
+        with estimating(), torch.random.fork_rng(generator_devices(samples.device)):
             self.place_variances()
             self.work(sigma_end)
         return samples

@@ -36,9 +36,19 @@ def head_path(name: str) -> Path:
 
 
 def new_head_path(prefix: str) -> Path:
-    """A path in the models folder that no file has yet: the prefix and a counter, as the host names pictures."""
+    """A path in the models folder that no file has yet: the prefix and a counter, as the host names pictures.
+
+    Raises:
+        OSError: its folder is not there and cannot be made, in one sentence.
+    """
     root = folder_paths.get_folder_paths(FOLDER)[0]
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
+    except OSError as error:
+        raise OSError(
+            f"Expected a folder for the head {prefix} in the models folder, got '{error.strerror or error}'; choose "
+            "another filename_prefix or make that folder writable."
+        ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 

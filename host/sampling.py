@@ -19,7 +19,7 @@ from ..bayesdiff_core.laplace_head import LaplaceHead
 from ..bayesdiff_core.maps import colour_map, normalise_map, overlay_map, resize_map
 from ..bayesdiff_core.nominal import nearest
 from ..bayesdiff_core.uncertainty import Moment, Uncertainty, std_of
-from .beside import Beside, after_sampling, generator_devices
+from .beside import Beside, estimating, generator_devices
 from .last_layer import LastLayer, latent_downscale
 
 WRAPPER_KEY = "bayesdiff"
@@ -213,7 +213,7 @@ def sample_with_ensemble(
     found, points = EnsembleVariance(latent["samples"]), [EnsembleVariance(x) for _, x in passed]
     deviations = []
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
-    with after_sampling(), torch.random.fork_rng(generator_devices(model.load_device)):
+    with estimating(), torch.random.fork_rng(generator_devices(model.load_device)):
         for _ in range(estimator.members):
             delta = head.draw(generator)
             member, on_the_way = run_within(

@@ -13,7 +13,7 @@ from ..host.repair import Attempt, repair
 from ..host.resample import Settings
 from ..host.schema import search_words
 from ..host.selection import cycle
-from .resample import by_picture, check_belongs, check_finite_mask, run_inputs
+from .resample import by_picture, check_belongs, run_inputs
 from .sampler import QUALITIES, seed_input
 from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
 
@@ -113,7 +113,7 @@ class Repair(io.ComfyNode):
             raise ValueError(
                 "Expected finished pictures to mend, got an empty latent; connect a sampler's output or VAE Encode."
             )
-        check_finite_mask(latent_image.get("noise_mask"))
+        masks.check_finite(latent_image.get("noise_mask"))
         if uncertainty is not None:
             check_belongs(latent_image, uncertainty)
         layer = check_head(head, model)

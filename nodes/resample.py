@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..bayesdiff_core import masks
 from ..host.last_layer import check_latent
 from ..host.resample import Settings, resample
 from ..host.schema import search_words
@@ -20,12 +21,6 @@ def check_mask(mask: torch.Tensor | None, pictures: int) -> None:
             f"Expected one mask, or one for each of the {pictures} pictures, got {len(mask)}; give as many masks as "
             "there are pictures."
         )
-
-
-def check_finite_mask(mask: torch.Tensor | None) -> None:
-    """One sentence where a mask holds what is no number, which would spread over the whole picture."""
-    if mask is not None and not mask.isfinite().all():
-        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask anew.")
 
 
 def check_belongs(latent: dict, uncertainty) -> None:
@@ -115,7 +110,7 @@ class Resample(io.ComfyNode):
         check_belongs(latent_image, uncertainty)
         check_mask(mask, len(latent_image["samples"]))
         inside = latent_image.get("noise_mask") if mask is None else mask
-        check_finite_mask(inside)
+        masks.check_finite(inside)
         settings = Settings(steps, cfg, sampler_name, scheduler, positive, negative, denoise)
         found = resample(model, settings, uncertainty, start_at, variations, strength, seed, inside)
         if include_original:

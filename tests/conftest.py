@@ -28,8 +28,11 @@ def every_step_is_told(monkeypatch):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running ComfyUI with this pack alone, shared by all tests."""
-    with comfy_server.ComfyServer(tmp_path_factory.mktemp("server")) as running:
+    """A running ComfyUI with this pack alone, shared by all tests.
+
+    It remembers the last graph alone, which was once every host's way: a graph after another one runs anew.
+    """
+    with comfy_server.ComfyServer(tmp_path_factory.mktemp("server"), arguments=("--cache-classic",)) as running:
         yield running
 
 

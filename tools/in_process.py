@@ -39,18 +39,27 @@ def import_host_and_pack() -> None:
     import_file("bayesdiff", ROOT / "__init__.py")
 
 
+def contents(value):
+    """A copy of nested dicts and lists, in which all else is told by its identity."""
+    if isinstance(value, dict):
+        return {key: contents(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [contents(part) for part in value]
+    return value if isinstance(value, (str, int, float)) else id(value)
+
+
 def traces(model, vae=None) -> dict:
     """Everything that we could leave behind on a model and its VAE, to compare before and after."""
     networks = [model.model.diffusion_model] + ([] if vae is None else [vae.first_stage_model])
     return {
         "hooks": [
-            (name, len(m._forward_hooks), len(m._forward_pre_hooks), list(vars(m).get("forward", "")))
+            (name, len(m._forward_hooks), len(m._forward_pre_hooks), id(vars(m).get("forward")))
             for network in networks
             for name, m in network.named_modules()
             if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
         ],
-        "wrappers": {k: dict(v) for k, v in model.wrappers.items() if v},
-        "options": repr(sorted(model.model_options)),
+        "wrappers": contents({kind: found for kind, found in model.wrappers.items() if found}),
+        "options": contents(model.model_options),
         "patches": (len(model.patches), len(model.object_patches), len(model.callbacks)),
         "weights": [p.sum().item() for network in networks for p in network.parameters()],
     }

@@ -213,7 +213,9 @@ def test_map_and_curve_of_any_uncertainty(found):
     frame = dataclasses.replace(found, variance=found.variance[:, :, None])
     assert torch.equal(frame.std_map(), std), "a single frame is a picture"
     bad = dataclasses.replace(found, variance=found.variance.index_fill(0, torch.tensor([0]), math.nan))
-    with pytest.raises(ValueError, match=f"NaN or infinity in 1 of {len(std)} pictures .the first is number 1.; see"):
+    with pytest.raises(
+        ValueError, match=f"NaN or infinity in 1 of {len(std)} pictures .the first is number 0, counted from 0.; see"
+    ):
         bad.std_map()
     levels = [moment for moment in found.trajectory if moment.sigma > 0]
     if not levels:

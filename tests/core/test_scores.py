@@ -87,7 +87,7 @@ def test_a_mask_finer_than_a_cell_has_an_inside(batch, name):
 def test_empty_and_unmatched_masks_are_one_sentence(batch):
     masks = torch.ones(3, 64, 64)
     masks[1] = 0
-    with pytest.raises(ValueError, match=r"got an empty one \(number 2\); mark a part"):
+    with pytest.raises(ValueError, match=r"got an empty one \(number 1, counted from 0\); mark a part"):
         batch.scores(mask=masks)
     with pytest.raises(ValueError, match="one for each of the 3 pictures, got 2"):
         batch.scores(mask=masks[:2])
@@ -106,7 +106,9 @@ def test_maps_of_no_numbers_are_one_sentence(batch):
     for bad in (torch.nan, torch.inf):
         variance = batch.variance.clone()
         variance[1, 0, 2, 3] = bad
-        with pytest.raises(ValueError, match=r"got NaN or infinity in 1 of 3 pictures \(the first is number 2\)"):
+        with pytest.raises(
+            ValueError, match=r"got NaN or infinity in 1 of 3 pictures \(the first is number 1, counted"
+        ):
             dataclasses.replace(batch, variance=variance).std_map()
 
 

@@ -228,7 +228,7 @@ def test_what_a_semantic_score_lacks_is_one_sentence(demo, found, clip_vision, s
         UncertaintyScore.execute(found, score, vae=vae)
     with pytest.raises(ValueError, match="Expected posterior members .* got an uncertainty that keeps none"):
         UncertaintyScore.execute(without_members(found), score, vae=vae, clip_vision=clip_vision)
-    with pytest.raises(ValueError, match="got an empty one .number 1, 2, 3.; mark a part"):
+    with pytest.raises(ValueError, match="got an empty one .number 0, 1, 2, counted from 0.; mark a part"):
         UncertaintyScore.execute(found, score, torch.zeros(3, 8, 8), vae, clip_vision)
 
 

@@ -163,7 +163,7 @@ def test_a_latent_that_is_no_number(demo, demo_head, value):
         assert math.isnan(scores[0]) and scores[1] > 0, "its neighbour is not touched"
     with pytest.raises(ValueError, match="Expected finite features at the last layer, got NaN"):
         fit(demo, latent)
-    with pytest.raises(ValueError, match="got NaN or infinity in 1 of 2 pictures .the first is number 1"):
+    with pytest.raises(ValueError, match="got NaN or infinity in 1 of 2 pictures .the first is number 0"):
         repair(demo, demo_head, latent)
 
 

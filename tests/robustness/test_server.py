@@ -165,9 +165,10 @@ def test_cancelled_at_any_stage_everything_goes_on(server, heads, before, stage)
     prompt = server.queue(graph)
     try:
         with pytest.raises(comfy_server.PromptInterrupted):
-            server.wait(prompt, seconds=120)
+            server.wait(prompt, seconds=300)
     finally:
         server.on_progress = None
+        server.interrupt()  # what would go on after a time-out, and into the tests to come
     assert reached.is_set()
     stock, expected = before
     assert torch.equal(stock_latent(server), stock)
@@ -236,6 +237,21 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(server):
     assert list(folder.iterdir()) == []
     server.run(graph)
     assert [path.name for path in folder.iterdir()] == ["head_00001_.safetensors"]
+
+
+def test_a_file_in_the_place_of_a_folder_of_heads_is_one_sentence(server):
+    blocking = server.folder / "models" / "laplace_heads" / "blocked"
+    blocking.parent.mkdir(parents=True, exist_ok=True)
+    blocking.write_text("")
+    graph = of("demo", "empty", "fit")
+    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="blocked/head", dtype="float32")
+    try:
+        with pytest.raises(
+            comfy_server.PromptFailed, match="Expected a folder for the head blocked/head in the models"
+        ):
+            server.run(graph)
+    finally:
+        blocking.unlink()
 
 
 # ---------------------------------------------------------------- started in other ways
