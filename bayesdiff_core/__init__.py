@@ -1,17 +1,15 @@
-"""The mathematics of BayesDiff: plain torch, no ComfyUI, usable by any host.
+"""The mathematics of BayesDiff: torch, numpy and safetensors. It knows no ComfyUI and serves any host.
 
-======================  =======================================================
-``features``            a last layer as a linear map of feature rows
-``laplace_head``        its Gaussian posterior: predictive variance and draws
-``fit``                 fitting that posterior with laplace-torch
-``storage``             the head as a safetensors file
-``ensemble``            pixel-wise variance from draws held for a whole trajectory
-``deviations``          the same at a fraction of the cost, at a few states of one run
-``uncertainty``         what a sampler returns beside the latent
-``scores``              one number a picture, also from features of decoded members
-``maps``, ``masks``     reading it: heat maps, overlays and inpainting masks
-``drawing``             colour bars, sheets and plots
-======================  =======================================================
+================  ============================================================================
+``posterior``     the last layer's Gaussian posterior: features, fit, draws, file
+``estimators``    from that posterior to the variance of an image, one file an idea
+``resampling``    draws of the noisy latent, for variations and repair
+``reading``       what to do with a variance: maps, masks, scores, ranks
+``drawing``       sheets and plots
+================  ============================================================================
+
+Imports go one way: ``drawing`` and ``resampling`` read ``reading``, which reads ``estimators`` for noise levels alone;
+``estimators`` never reads ``posterior``: a host answers its questions.
 """
 
 VERSION = "0.1.0"

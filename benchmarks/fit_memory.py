@@ -2,14 +2,12 @@
 
     python dev.py bench fit_memory [--models "SD 1.5,SDXL"] [--side 64] [--json PATH]
 
-Peaks are over the memory of the process with the model loaded. A plain call of the network, as sampling one picture
+Peaks are over the memory of the process with the model loaded. A plain call of the network, as sampling one image
 with guidance makes it, stands beside the fit, whose own calls are smaller.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,29 +19,30 @@ in_process.import_host_and_pack()
 import large_models  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
+from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
+from bayesdiff.host.settings import Guidance  # noqa: E402
 from measure import PeakMemory  # noqa: E402
+from reporting import list_of, make_parser, write_rows  # noqa: E402
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(large_models.CONFIGS))
+    parser = make_parser(__doc__)
+    parser.add_argument("--models", type=list_of(), default=list(large_models.CONFIGS))
     parser.add_argument("--side", type=int, default=64, help="side of the latent")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models.split(","):
+        for name in arguments.models:
             model = large_models.load_unet(name, Path(folder))
-            positive, negative = large_models.conditioning(name, 1), large_models.conditioning(name, 2)
+            guidance = Guidance(large_models.conditioning(name, 1), large_models.conditioning(name, 2), 4.0)
             latent = {"samples": torch.zeros(1, 4, arguments.side, arguments.side)}
-            data = own_samples(model, positive, negative, latent, 2, 1, 4.0, seed=0)
+            data = as_examples(own_samples(model, guidance, latent, 2, 1, seed=0), guidance.positive)
             with PeakMemory() as call:
-                own_samples(model, positive, negative, latent, 1, 1, 4.0, seed=0)
+                own_samples(model, guidance, latent, 1, 1, seed=0)
             loaded, start = psutil.Process().memory_info().rss, time.perf_counter()
             with PeakMemory() as fit:
-                head = fit_head(model, as_examples(data, positive), negative, 4.0, 2, 0)
+                head = fit_head(model, data, guidance.negative, FitSettings(guidance.cfg, levels=2))
             rows.append(
                 {
                     "model": name,
@@ -63,8 +62,7 @@ def main() -> None:
             f"{row['model']:<10}{row['width']:>7}{row['rank']:>6}{row['seconds']:>8.0f}{row['process_mib']:>12.0f}"
             f"{row['call_peak_mib']:>11.0f}{row['fit_peak_mib']:>10.0f}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

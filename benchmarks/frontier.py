@@ -5,42 +5,46 @@
                                  [--json PATH] [--docs] [--rows PATH,PATH]
 
 On the demo model (a UNet, eps prediction) and on a second one (a transformer, rectified flow, pixels). The truth is the
-mean square deviation of an ensemble of many members. How well its two halves agree tells how well a perfect map would
-agree with it: that is the ceiling. Two controls need no posterior at all: random noise, and the local gradient energy
-of the latent. Spearman is of the maps, cell by cell, averaged over pictures, and of the pictures' scores within a
-prompt, averaged over prompts. Costs are relative to the stock sampler's. ``--docs`` writes table and plot to docs/;
-``--rows`` shows what earlier runs measured in place of measuring.
+mean square deviation of an ensemble of many members. The agreement of its two halves says how well a perfect map
+would agree with it: that is the ceiling. Two controls need no posterior: random noise, and the local gradient energy of
+the latent. Spearman is of the maps, cell by cell, averaged over images, and of the images' scores within a prompt,
+averaged over prompts. Costs are relative to the stock sampler's. ``--docs`` writes table and plot to docs/; ``--rows``
+shows what earlier runs measured instead of measuring.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import in_process
 
 in_process.import_host_and_pack()
 
-import nodes  # noqa: E402
 import torch  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.moments import Moments  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.paper import Paper  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.registry import QUALITIES  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
-from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.host.sampling import sample_with_uncertainty  # noqa: E402
-from bayesdiff.nodes.sampler import QUALITIES  # noqa: E402
+from bayesdiff.host.posterior import Posterior  # noqa: E402
+from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
+from bayesdiff.host.settings import Guidance, RunSettings  # noqa: E402
+from factory import fit_own_head  # noqa: E402
 from fashion_model import load_fashion_model  # noqa: E402
-from measure import count_calls, spearman  # noqa: E402
+from measure import gradient_energy, spearman  # noqa: E402
+from reporting import list_of, make_parser, write_rows  # noqa: E402
 
-SEED = 1
+# Of noise and estimators, and of the truth: its members are draws that no estimator has seen.
+SEED, TRUTH_SEED = 1, 7
 DOCS = in_process.ROOT / "docs"
 # How a model is loaded, the shape of one latent, and its prompts.
 MODELS = {
@@ -49,46 +53,58 @@ MODELS = {
 }
 ESTIMATORS = {
     **QUALITIES,
-    "4 members, not moderated": Deviations(5, fixed_members=4, moderated=False),
-    "2 members": Tangents(2),
-    "every 2nd step, 1 pair": Moments(2, 1),
-    "Skip 5, S = 10": Paper(5, 10),
+    "4 members, not moderated": Deviations(states=5, members=4, moderated=False),
+    "2 members": Tangents(members=2),
+    "every 2nd step, 1 pair": Moments(every=2, draws=1),
+    "Skip 5, S = 10": Paper(every=5, draws=10),
     "4 members": Ensemble(4),
 }
-
-
-def gradient_energy(latent: torch.Tensor) -> torch.Tensor:
-    """Mean square of the differences to the right and lower neighbour, ``(n, h, w)``; edges repeat."""
-    padded = torch.nn.functional.pad(latent, (0, 1, 0, 1), mode="replicate")
-    right, down = padded[..., :-1, 1:] - latent, padded[..., 1:, :-1] - latent
-    return (right.square() + down.square()).mean(1)
 
 
 def scores_of(maps: torch.Tensor) -> torch.Tensor:
     return maps.clamp(min=0).sqrt().mean((1, 2))[None]
 
 
-def measure(model, layer, head, prompt, negative, latent, sampler, steps, cfg, members) -> dict[str, dict]:
-    """Of one prompt: every estimator's agreement with the truth, and its cost."""
+class Truth(NamedTuple):
+    """The stock sampler's latent and its mean square deviation over an ensemble, in two halves ``(n, h, w)``."""
 
-    def run(model):
-        return nodes.common_ksampler(model, SEED, steps, cfg, sampler, "normal", prompt, negative, latent)[0]
+    latent: torch.Tensor
+    half: torch.Tensor
+    other: torch.Tensor
 
-    calls, nominal = count_calls(layer, lambda: run(model)["samples"])
+    @property
+    def whole(self) -> torch.Tensor:
+        return (self.half + self.other) / 2
+
+
+def sample_truth(posterior: Posterior, settings: RunSettings, empty: dict, members: int) -> Truth:
+    def sample() -> torch.Tensor:
+        return settings.sample(posterior.model, empty, SEED)["samples"]
+
+    latent = sample()
+    halves = [EnsembleVariance(latent), EnsembleVariance(latent)]
+    for number in range(members):
+        with posterior.perturbed(number):
+            halves[number % 2].add(sample())
+    return Truth(latent, *(part.mean_square().mean(1) for part in halves))
+
+
+def measure(head, model, settings: RunSettings, empty: dict, members: int) -> dict[str, dict]:
+    """For one prompt: every estimator's agreement with the truth, and its cost."""
+
+    def run(model, latent):
+        return settings.sample(model, latent, SEED)
+
+    run(model, empty)  # warms up
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        run(model)
+        run(model, empty)
         times.append(time.perf_counter() - start)
     plain = statistics.median(times)
-    halves, generator = [EnsembleVariance(nominal), EnsembleVariance(nominal)], torch.Generator().manual_seed(7)
-    for number in range(members):
-        with layer.perturbed(head.draw(generator)):
-            halves[number % 2].add(run(model)["samples"])
-    half, other = (part.mean_square().mean(1) for part in halves)
-    truth = (half + other) / 2
+    truth = sample_truth(Posterior.bind(head, model, TRUTH_SEED), settings, empty, members)
 
-    def row(found, calls_ratio, wall_ratio=None, has_scale=True, against=truth):
+    def row(found, calls_ratio, wall_ratio=None, has_scale=True, against=truth.whole):
         return {
             "calls_ratio": calls_ratio,
             "wall_ratio": wall_ratio,
@@ -97,62 +113,59 @@ def measure(model, layer, head, prompt, negative, latent, sampler, steps, cfg, m
             "variance_ratio": float(found.mean() / against.mean()) if has_scale else None,
         }
 
-    rows = {"halves": row(half, 1.0 + members / 2, against=other)}
+    rows = {"halves": row(truth.half, 1.0 + members / 2, against=truth.other)}
     agreement = max(rows["halves"]["map_spearman"], 0.0)
-    # Of a perfect map with a truth whose halves agree so (Spearman and Brown, 1910).
+    # Agreement of a perfect map with a truth whose halves agree this well (Spearman and Brown, 1910).
     ceiling = math.sqrt(2 * agreement / (1 + agreement))
     rows["ceiling"] = dict(
         calls_ratio=1.0 + members, wall_ratio=None, map_spearman=ceiling, score_spearman=None, variance_ratio=None
     )
+    posterior = Posterior.bind(head, model, SEED)
     for name, estimator in ESTIMATORS.items():
         start = time.perf_counter()
-        _, _, uncertainty = sample_with_uncertainty(run, model, layer, head, estimator, SEED)
-        rows[name] = row(uncertainty.variance.mean(1), uncertainty.cost, (time.perf_counter() - start) / plain)
-    rows["random noise"] = row(torch.rand(truth.shape, generator=generator), 1.0, 1.0, has_scale=False)
-    rows["gradient energy"] = row(gradient_energy(nominal), 1.0, 1.0, has_scale=False)
+        found = sample_with_uncertainty(run, empty, posterior, estimator).uncertainty
+        rows[name] = row(found.variance.mean(1), found.cost, (time.perf_counter() - start) / plain)
+    noise = torch.rand(truth.half.shape, generator=torch.Generator().manual_seed(TRUTH_SEED))
+    rows["random noise"] = row(noise, 1.0, 1.0, has_scale=False)
+    rows["gradient energy"] = row(gradient_energy(truth.latent), 1.0, 1.0, has_scale=False)
     return rows
 
 
 def kind_of(setting: str) -> str:
-    """What a row's setting is of."""
+    """The kind of estimator that a row's setting belongs to."""
     if setting in ESTIMATORS:
         return ESTIMATORS[setting].name
     return "truth" if setting in ("halves", "ceiling") else "control"
 
 
-def average(values: list[float | None]) -> float | None:
-    return None if None in values else statistics.mean(values)
+def average(values: list[float | None], of: Callable = statistics.mean) -> float | None:
+    """The mean of figures, or their median; None where a figure is missing."""
+    return None if None in values else of(values)
 
 
 def frontier(name: str, arguments) -> list[dict]:
     """Rows of one model, at every sampler, number of steps and guidance."""
     load, shape, default_prompts = MODELS[name]
-    prompts = (arguments.prompts or default_prompts).split(",")
+    prompts = arguments.prompts or [default_prompts]
     model, positive, negative, _ = load(prompts[0])
-    layer, conditions = find_last_layer(model), [load(prompt)[1] for prompt in prompts]
-    latent = {"samples": torch.zeros(arguments.batch, *shape)}
+    conditions, empty = [load(prompt)[1] for prompt in prompts], {"samples": torch.zeros(arguments.batch, *shape)}
     rows = []
     for cfg in arguments.cfg:
-        data = own_samples(model, positive, negative, {"samples": torch.zeros(1, *shape)}, 32, 12, cfg, seed=0)
-        head = fit_head(model, as_examples(data, positive), negative, cfg, 8, 0)
-        for steps in arguments.steps:
-            for sampler in arguments.samplers:
-                found = [
-                    measure(model, layer, head, prompt, negative, latent, sampler, steps, cfg, arguments.members)
-                    for prompt in conditions
-                ]
-                setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
-                size = {"pictures": arguments.batch * len(prompts), "members": arguments.members}
-                rows += [
-                    setting
-                    | {"estimator": kind_of(key), "setting": key}
-                    | {column: average([of_prompt[key][column] for of_prompt in found]) for column in value}
-                    | size
-                    for key, value in found[0].items()
-                ]
-                print("\n".join(table(rows[-len(found[0]) :])), flush=True)
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(arguments.done + rows, indent=1))
+        head = fit_own_head(model, Guidance(positive, negative, cfg), shape)
+        for steps, sampler in itertools.product(arguments.steps, arguments.samplers):
+            settings = [RunSettings(steps, cfg, sampler, "normal", prompt, negative) for prompt in conditions]
+            found = [measure(head, model, of_prompt, empty, arguments.members) for of_prompt in settings]
+            setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
+            size = {"pictures": arguments.batch * len(prompts), "members": arguments.members}
+            rows += [
+                setting
+                | {"estimator": kind_of(key), "setting": key}
+                | {column: average([of_prompt[key][column] for of_prompt in found]) for column in value}
+                | size
+                for key, value in found[0].items()
+            ]
+            print("\n".join(table(rows[-len(found[0]) :])), flush=True)
+            write_rows(arguments.json, arguments.done + rows)
     return rows
 
 
@@ -186,7 +199,7 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """Means over samplers, steps and guidances, one column a model, in Markdown."""
+    """Means over samplers, steps and guidances, one group of columns per model, in Markdown."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     columns = [f"{model}: {column}" for model in models for column in ("calls", "map", "score", "mean/truth")]
     lines = ["| estimator | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
@@ -198,16 +211,15 @@ def summary(rows: list[dict]) -> list[str]:
                 cell(average([row["calls_ratio"] for row in mine])),
                 cell(average([row["map_spearman"] for row in mine]), 3),
                 cell(average([row["score_spearman"] for row in mine])),
-                cell(None if mine[0]["variance_ratio"] is None
-                     else statistics.median(row["variance_ratio"] for row in mine)),
-            ]  # fmt: skip
+                cell(average([row["variance_ratio"] for row in mine], statistics.median)),
+            ]
         row = next(row for row in rows if row["setting"] == setting)
         lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
     return lines
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Fidelity of map and score against network calls, one panel a model; small marks are single settings."""
+    """Fidelity of map and score against network calls, one panel per model; small marks are single settings."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,10 +239,9 @@ def plot(rows: list[dict], path: Path) -> None:
                 colour, marker = next(colours), markers[mine[0]["estimator"]]
                 calls, values = [row["calls_ratio"] for row in mine], [row[key] for row in mine]
                 axis.scatter(calls, values, 9, color=[colour], marker=marker, alpha=0.5)
-                axis.scatter(
-                    statistics.mean(calls), statistics.mean(values), 70, color=[colour], marker=marker,
-                    edgecolors="black", linewidths=0.5, label=f"{mine[0]['estimator']}, {setting}",
-                )  # fmt: skip
+                look = dict(color=[colour], marker=marker, edgecolors="black", linewidths=0.5)
+                words = f"{mine[0]['estimator']}, {setting}"
+                axis.scatter(statistics.mean(calls), statistics.mean(values), 70, label=words, **look)
             if key == "map_spearman":
                 limits = [row[key] for row in rows if row["setting"] == "ceiling" and row["model"] == model]
                 axis.axhline(statistics.mean(limits), color="grey", linestyle="--", label="a perfect map")
@@ -250,20 +261,20 @@ def plot(rows: list[dict], path: Path) -> None:
 def write_docs(rows: list[dict]) -> None:
     plot(rows, DOCS / "images" / "frontier.png")
     keys = ("model", "cfg", "steps", "sampler")
-    sizes = {row["model"]: f"{row['pictures']} pictures, an ensemble of {row['members']} as the truth" for row in rows}
+    sizes = {row["model"]: f"{row['pictures']} images, truth from {row['members']} members" for row in rows}
     settings = dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
     text = [
         "# Fidelity against cost, measured",
         "",
-        f"Made by `python dev.py bench frontier --docs`, seed {SEED}; a setting is "
-        + "; ".join(f"of {model}, {size}" for model, size in sizes.items())
-        + " (`--batch`, `--members`). What the columns are and what they say: [sampling.md](sampling.md).",
+        f"Made by `python dev.py bench frontier --docs`, seed {SEED}. Each setting (`--batch`, `--members`): "
+        + "; ".join(f"{model}, {size}" for model, size in sizes.items())
+        + ". [sampling.md](sampling.md) explains the columns and what they say.",
         "",
         "![Fidelity of map and score against network calls](images/frontier.png)",
         "",
         "## Means over all settings",
         "",
-        "The mean over the truth is a median here.",
+        "*mean/truth* is the median over settings.",
         "",
         *summary(rows),
         "",
@@ -276,18 +287,15 @@ def write_docs(rows: list[dict]) -> None:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
-    parser.add_argument(
-        "--samplers", type=lambda text: text.split(","), default=["euler", "dpmpp_2m", "euler_ancestral"]
-    )
-    parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], default=[20, 50])
-    parser.add_argument("--cfg", type=lambda text: [float(part) for part in text.split(",")], default=[1.0, 7.0])
-    parser.add_argument("--prompts", help="names, in place of the models' own")
-    parser.add_argument("--batch", type=int, default=6, help="pictures a prompt")
-    parser.add_argument("--members", type=int, default=16, help="members of the ensemble that is the truth")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rows", type=lambda text: [Path(part) for part in text.split(",")])
+    parser = make_parser(__doc__)
+    parser.add_argument("--models", type=list_of(), default=list(MODELS))
+    parser.add_argument("--samplers", type=list_of(), default=["euler", "dpmpp_2m", "euler_ancestral"])
+    parser.add_argument("--steps", type=list_of(int), default=[20, 50])
+    parser.add_argument("--cfg", type=list_of(float), default=[1.0, 7.0])
+    parser.add_argument("--prompts", type=list_of(), help="names, instead of the models' own")
+    parser.add_argument("--batch", type=int, default=6, help="images per prompt")
+    parser.add_argument("--members", type=int, default=16, help="number of members in the ensemble that is the truth")
+    parser.add_argument("--rows", type=list_of(Path))
     parser.add_argument("--docs", action="store_true", help="write docs/frontier.md and its plot")
     arguments = parser.parse_args()
     arguments.done = []

@@ -9,8 +9,6 @@ says how far each shape and each dtype of the file is from the full posterior in
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,13 +19,15 @@ in_process.import_host_and_pack()
 
 import large_models  # noqa: E402
 import torch  # noqa: E402
-from bayesdiff.bayesdiff_core.laplace_head import STRUCTURES  # noqa: E402
-from bayesdiff.bayesdiff_core.storage import DTYPES, load_head, save_head  # noqa: E402
+from bayesdiff.bayesdiff_core.posterior.laplace_head import STRUCTURES  # noqa: E402
+from bayesdiff.bayesdiff_core.posterior.storage import DTYPES, load_head, save_head  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
+from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.host.state import visit_state  # noqa: E402
+from bayesdiff.host.settings import Guidance, RunSettings  # noqa: E402
+from bayesdiff.host.states import NoisedState, visit_state  # noqa: E402
 from measure import measure, spearman  # noqa: E402
+from reporting import make_parser, write_rows  # noqa: E402
 
 
 def laplace_torch_variance(rows: torch.Tensor, outputs: int):
@@ -69,11 +69,11 @@ def costs(side: int, repeats: int, folder: Path) -> list[dict]:
         with layer.watched(lambda features: seen.append(features.clone())):
             denoise(x)
 
-    visit_state(model, latent, 0.5, eps, positive, positive, 1.0, visit)
+    visit_state(model, NoisedState(latent, 0.5, eps), Guidance(positive, positive, 1.0), visit)
     features = seen[0]
     for structure in STRUCTURES:
         start = time.perf_counter()
-        head = fit_head(model, data, negative, 4.0, 2, 0, structure)
+        head = fit_head(model, data, negative, FitSettings(4.0, levels=2, structure=structure))
         rank = f", rank {head.about['rank']}" if "rank" in head.about else ""
         print(f"  fit on 2 pictures: {time.perf_counter() - start:.0f} s, λ {head.prior_precision:.3g}{rank}")
         add(f"γ², {structure}{rank}", lambda head=head: head.variance(features))
@@ -87,17 +87,16 @@ def costs(side: int, repeats: int, folder: Path) -> list[dict]:
 
 def errors(folder: Path) -> list[dict]:
     """Relative error of γ² over the states of a sampling run of the demo model."""
-    import nodes
-
     model, positive, negative, _ = load_demo_model("owl")
+    settings = RunSettings(12, 3.0, "euler", "normal", positive, negative)
     latent, layer, seen = {"samples": torch.zeros(4, 4, 16, 16)}, find_last_layer(model), []
     with layer.watched(lambda features: seen.append(features.clone())):
-        nodes.common_ksampler(model, 1, 12, 3.0, "euler", "normal", positive, negative, latent)
+        settings.sample(model, latent, seed=1)
     features = torch.cat(seen)
-    data = as_examples(own_samples(model, positive, negative, latent, 32, 12, 3.0, seed=0), positive)
+    data = as_examples(own_samples(model, settings.guidance, latent, 32, 12, seed=0), positive)
     rows, exact = [], None
     for structure in ("full", "low-rank", "diag"):
-        head = fit_head(model, data, negative, 3.0, 8, 0, structure)
+        head = fit_head(model, data, negative, FitSettings(settings.cfg, structure=structure))
         for name, dtype in DTYPES.items():
             path = folder / "head.safetensors"
             save_head(head, path, dtype)
@@ -118,10 +117,9 @@ def errors(folder: Path) -> list[dict]:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--side", type=int, default=64, help="side of the latent")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = costs(arguments.side, arguments.repeats, Path(folder))
@@ -138,8 +136,7 @@ def main() -> None:
             f"{row['case']:<26}{row['mean_error']:>12.2e}{row['max_error']:>12.2e}{row['spearman']:>10.4f}"
             f"{row['kib']:>8.0f}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

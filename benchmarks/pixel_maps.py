@@ -1,48 +1,48 @@
-"""Which map in pixels is nearest to the spread of decoded posterior members?
+"""Which pixel map is closest to the spread of decoded posterior members?
 
     python dev.py bench pixel_maps [--prompts 4] [--members 24] [--steps 20] [--cfg 3] [--json PATH]
 
-On the demo model, four pictures a prompt. The truth decodes every member of an ensemble and takes the standard
+On the demo model, four images per prompt. The truth decodes every member of an ensemble and takes the standard
 deviation of each pixel around the decoded sample; "halves" says how well its two halves agree. Maps are made from the
-truth's own variance, and from that of a few other members, as an estimator gives it: the latent's map enlarged,
+truth's own variance, and from that of a few other members, as an estimator returns it: the latent's map enlarged,
 antithetic draws of independent cells decoded, and the members themselves decoded.
 
-Spearman is over the pixels of a picture, averaged over pictures; "seen" is the same where the truth exceeds a grey
-level (1/255): much of an emoji's ground is white in every member, which any map that decodes knows. Ratio is of the
-mean standard deviations, decodings are those beyond the picture's own.
+Spearman is over the pixels of an image, averaged over images. "seen" is the same where the truth exceeds one grey level
+(1/255): much of an emoji's background is white in every member, which any map that decodes knows. Ratio is that of the
+mean standard deviations. Decodings are those besides the image's own.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import dataclasses
 import statistics
-from pathlib import Path
 
 import in_process
 
 in_process.import_host_and_pack()
 
-import nodes  # noqa: E402
 import torch  # noqa: E402
-from bayesdiff.bayesdiff_core.maps import pixel_variance, resize_map  # noqa: E402
-from bayesdiff.bayesdiff_core.uncertainty import Uncertainty  # noqa: E402
+from bayesdiff.bayesdiff_core.reading.grid import LatentGrid  # noqa: E402
+from bayesdiff.bayesdiff_core.reading.maps import pixel_variance  # noqa: E402
+from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty  # noqa: E402
 from bayesdiff.host.decode import decode, decoded_std  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E402
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
-from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
+from bayesdiff.host.posterior import Posterior  # noqa: E402
+from bayesdiff.host.settings import RunSettings  # noqa: E402
+from factory import fit_own_head  # noqa: E402
+from reporting import make_parser, write_rows  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
-SEED, FEW = 1, (1, 2, 4, 8)
+SEED, MEMBERS_SEED, FEW = 1, 7, (1, 2, 4, 8)
 
 
 def without_members(latent: torch.Tensor, members: torch.Tensor) -> Uncertainty:
-    """The variance of some members, as deviations from the latent, and no more of them."""
-    return Uncertainty(members.square().mean(0), latent, 8, "ensemble", len(members), {}, 1.0, members[:0])
+    """An uncertainty with the variance of some members, given as deviations from the latent, but without members."""
+    return Uncertainty(members.square().mean(0), latent, LatentGrid(8), "ensemble", len(members), {}, 1.0, members[:0])
 
 
 def agreement(values: torch.Tensor, truth: torch.Tensor, seen: bool) -> float:
-    """Mean over pictures of the rank correlation of their pixels."""
+    """Mean over images of the rank correlation of their pixels."""
     found = []
     for picture, expected in zip(values, truth):
         where = expected > 1 / 255 if seen else torch.ones_like(expected, dtype=torch.bool)
@@ -62,7 +62,7 @@ def maps_of(
     sources = {"truth's variance": truth} | {f"{k} members" if k > 1 else "1 member": others[:k] for k in FEW}
     for name, members in sources.items():
         known = without_members(latent, members)
-        found[f"{name}, latent map enlarged"] = (0, resize_map(known.std_map(), *picture.shape[1:3]))
+        found[f"{name}, latent map enlarged"] = (0, known.maps())
         for pairs in (1, 4):
             draws = decoded_std(vae, known, picture, pairs=pairs)
             found[f"{name}, antithetic draws, {pairs} pair{'s' * (pairs > 1)}"] = (2 * pairs, draws)
@@ -71,39 +71,31 @@ def maps_of(
             found[f"{name}, members decoded"] = (len(members), pixel_variance(picture, decoded).sqrt())
     grey = picture.mean(-1)
     gradient = sum(g.square() for g in torch.gradient(grey, dim=(1, 2))).sqrt()
-    found["control: gradient of the picture"] = (0, gradient)
+    found["control: gradient of the image"] = (0, gradient)
     return found, expected, other_half
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--members", type=int, default=24, help="members of the ensemble that is the truth")
+    parser.add_argument("--members", type=int, default=24, help="number of members in the ensemble that is the truth")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = prompt_names()
     names = names[len(names) // (2 * arguments.prompts) :: len(names) // arguments.prompts][: arguments.prompts]
     model, positive, negative, vae = load_demo_model(names[0])
-    layer, empty = find_last_layer(model), {"samples": torch.zeros(4, 4, 16, 16)}
-    data = own_samples(model, positive, negative, {"samples": torch.zeros(1, 4, 16, 16)}, 32, 12, arguments.cfg, 0)
-    head = fit_head(model, as_examples(data, positive), negative, arguments.cfg, 8, 0)
-    generator = torch.Generator().manual_seed(7)
+    first = RunSettings(arguments.steps, arguments.cfg, "dpmpp_2m", "karras", positive, negative)
+    head = fit_own_head(model, first.guidance, (4, 16, 16))
+    posterior, empty = Posterior.bind(head, model, MEMBERS_SEED), {"samples": torch.zeros(4, 4, 16, 16)}
     rows: dict[str, dict[str, list[float]]] = {}
     for name in names:
-        prompt = load_demo_model(name)[1]
-
-        def run(prompt=prompt):
-            return nodes.common_ksampler(
-                model, SEED, arguments.steps, arguments.cfg, "dpmpp_2m", "karras", prompt, negative, empty
-            )[0]["samples"]
-
-        latent, members = run(), []
-        for _ in range(arguments.members + max(FEW)):
-            with layer.perturbed(head.draw(generator)):
-                members.append(run() - latent)
+        settings = dataclasses.replace(first, positive=load_demo_model(name)[1])
+        latent, members = settings.sample(model, empty, SEED)["samples"], []
+        for number in range(arguments.members + max(FEW)):
+            with posterior.perturbed(number):
+                members.append(settings.sample(model, empty, SEED)["samples"] - latent)
         members = torch.stack(members)
         found, truth, other_half = maps_of(latent, members[: arguments.members], members[arguments.members :], vae)
         for row, (decodings, values) in found.items():
@@ -122,14 +114,13 @@ def main() -> None:
     for row, cells in rows.items():
         means = {key: statistics.mean(values) for key, values in cells.items()}
         table.append({"model": "demo", "map": row, **means})
-        # A latent's units and a picture's gradient are no colours.
+        # Neither a latent's units nor an image's gradient are colours.
         ratio = "" if "enlarged" in row or "control" in row else f"{means['mean_ratio']:.2f}"
         print(
             f"{row:<48}{means['decodings']:>10.0f}{means['map_spearman']:>10.3f}{means['map_spearman_seen']:>8.3f}"
             f"{ratio:>8}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1))
+    write_rows(arguments.json, table)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ the peak above what was used before the run, relative to plain sampling's, left 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,14 +19,18 @@ import in_process
 
 in_process.import_host_and_pack()
 
-import nodes  # noqa: E402
 import torch  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.registry import ENSEMBLE, QUALITIES  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples  # noqa: E402
+from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
-from bayesdiff.nodes.sampler import ENSEMBLE, QUALITIES, KSamplerBayesDiff  # noqa: E402
+from bayesdiff.host.settings import Guidance  # noqa: E402
 from large_models import conditioning, load_unet  # noqa: E402
 from measure import PeakMemory, count_calls  # noqa: E402
+from reporting import make_parser, write_rows  # noqa: E402
+from running import ours, stock  # noqa: E402
+
+CFG, MEMBERS = 3.0, 8
 
 
 def measure(function, layer, repeats: int) -> tuple[int, float, float]:
@@ -45,22 +47,21 @@ def measure(function, layer, repeats: int) -> tuple[int, float, float]:
 
 
 def load(name: str, folder: Path) -> tuple:
-    """Model, positive and negative conditioning, guidance, and a data set for its head, one latent each."""
+    """A model with positive and negative conditioning, and latents to fit its head on."""
     if name == "sd15":
         model, prompts = load_unet("SD 1.5", folder), [conditioning("SD 1.5", seed) for seed in (1, 2)]
-        return model, *prompts, torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    model, positive, negative, _ = load_demo_model("owl")
-    data = own_samples(model, positive, negative, {"samples": torch.zeros(4, 4, 16, 16)}, 32, 12, 3.0, seed=0)
-    return model, positive, negative, data
+        return (model, *prompts), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    model, *prompts, _ = load_demo_model("owl")
+    data = own_samples(model, Guidance(*prompts, CFG), {"samples": torch.zeros(1, 4, 16, 16)}, 32, 12, seed=0)
+    return (model, *prompts), data
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--model", choices=["demo", "sd15"], default="demo")
     parser.add_argument("--size", type=int, default=16, help="side of a latent")
     arguments = parser.parse_args()
@@ -69,18 +70,20 @@ def main() -> None:
         compare(*load(arguments.model, Path(folder)), arguments)
 
 
-def compare(model, positive, negative, data, arguments) -> None:
+def compare(prompted: tuple, data: torch.Tensor, arguments) -> None:
+    model, positive, negative = prompted
     layer = find_last_layer(model)
     latent = {"samples": torch.zeros(arguments.batch, 4, arguments.size, arguments.size)}
     start = time.perf_counter()
-    head = fit_head(model, as_examples(data, positive), negative, 3.0, 8 if arguments.model == "demo" else 2, 0)
+    fit = FitSettings(CFG, levels=8 if arguments.model == "demo" else 2)
+    head = fit_head(model, as_examples(data, positive), negative, fit)
     print(f"fit of the head on {len(data)} samples: {time.perf_counter() - start:.1f} s")
 
-    common = (model, 0, arguments.steps, 3.0, "euler", "normal", positive, negative, latent)
-    cases = {"stock KSampler": lambda: nodes.common_ksampler(*common)}
-    for name in QUALITIES:
-        cases[name] = lambda name=name: KSamplerBayesDiff.execute(*common, 1.0, head, name, 8)
-    cases["ensemble, 8 members"] = lambda: KSamplerBayesDiff.execute(*common, 1.0, head, ENSEMBLE, 8)
+    inputs = dict(seed=0, steps=arguments.steps, cfg=CFG)
+    cases = {"stock KSampler": lambda: stock(prompted, latent, **inputs)}
+    for quality in (*QUALITIES, ENSEMBLE):
+        name = f"{quality}, {MEMBERS} members" if quality == ENSEMBLE else quality
+        cases[name] = lambda quality=quality: ours(prompted, head, latent, quality, MEMBERS, **inputs)
     rows = []
     for name, function in cases.items():
         calls, seconds, peak = measure(function, layer, arguments.repeats)
@@ -105,8 +108,7 @@ def compare(model, positive, negative, data, arguments) -> None:
             f"| {row['case']} | {row['calls']} | {row['seconds']:.2f} | {row['calls_ratio']:.2f} | "
             f"{row['wall_ratio']:.2f} | {row['overhead']:+.1%} | {memory} |"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -225,10 +225,17 @@ def train_vae(images: torch.Tensor, work: Path, minutes: float, batch: int) -> N
 
     def save():
         save_atomically(
-            {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values,
-             "count": average.count, "step": step, "spent": clock.elapsed(), "generator": generator.get_state()},
+            {
+                "vae": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.values,
+                "count": average.count,
+                "step": step,
+                "spent": clock.elapsed(),
+                "generator": generator.get_state(),
+            },
             path,
-        )  # fmt: skip
+        )
 
     while clock.fraction() < 1:
         rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * clock.fraction())))
@@ -254,8 +261,11 @@ def train_vae(images: torch.Tensor, work: Path, minutes: float, batch: int) -> N
         step += 1
         losses.append(reconstruction.item())
         if step % 50 == 0:
-            print(f"vae {clock.elapsed():6.0f} s step {step} loss {numpy.mean(losses[-50:]):.4f} "
-                  f"latent std {latent.std():.2f}", flush=True)  # fmt: skip
+            print(
+                f"vae {clock.elapsed():6.0f} s step {step} loss {numpy.mean(losses[-50:]):.4f} "
+                f"latent std {latent.std():.2f}",
+                flush=True,
+            )
         if step % 200 == 0:
             save()
     save()
@@ -350,11 +360,18 @@ def train_unet(
 
     def save():
         save_atomically(
-            {"unet": unet.state_dict(), "embedding": embedding.state_dict(), "optimizer": optimizer.state_dict(),
-             "average": average.values, "count": average.count, "step": step, "spent": clock.elapsed(),
-             "generator": generator.get_state()},
+            {
+                "unet": unet.state_dict(),
+                "embedding": embedding.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.values,
+                "count": average.count,
+                "step": step,
+                "spent": clock.elapsed(),
+                "generator": generator.get_state(),
+            },
             path,
-        )  # fmt: skip
+        )
 
     while clock.fraction() < 1:
         rate = 1.2e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * clock.fraction())))

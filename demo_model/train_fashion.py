@@ -94,11 +94,18 @@ def train(pictures: torch.Tensor, labels: torch.Tensor, work: Path, minutes: flo
 
     def save():
         save_atomically(
-            {"network": network.state_dict(), "embedding": embedding.state_dict(), "optimizer": optimizer.state_dict(),
-             "average": average.values, "count": average.count, "step": step, "spent": clock.elapsed(),
-             "generator": generator.get_state()},
+            {
+                "network": network.state_dict(),
+                "embedding": embedding.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.values,
+                "count": average.count,
+                "step": step,
+                "spent": clock.elapsed(),
+                "generator": generator.get_state(),
+            },
             path,
-        )  # fmt: skip
+        )
 
     while clock.fraction() < 1:
         rate = 2e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * clock.fraction())))

@@ -1,4 +1,4 @@
-"""From latents to pictures and their features, by the user's VAE and CLIP vision model."""
+"""From latents to images and their features, by the user's VAE and CLIP vision model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from comfy.clip_vision import ClipVisionModel
 from comfy.sd import VAE
 
-from ..bayesdiff_core.maps import antithetic_draws, pixel_variance
-from ..bayesdiff_core.uncertainty import Uncertainty
+from ..bayesdiff_core.reading.maps import antithetic_draws, pixel_variance
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 
-# Of fewer members the decoded draws below show better where a picture varies, if not how much: see docs/maps.md.
+# Of fewer members the decoded draws below show better where an image varies, if not how much: see docs/maps.md.
 ENOUGH_MEMBERS = 3
 PAIRS = 4
 
 
 def decode(vae: VAE, latent: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    """Pictures ``(n, height, width, 3)`` of latents, in tiles of so many pixels a side if asked.
+    """Images ``(n, height, width, 3)`` of latents, in tiles of so many pixels a side if asked.
 
     Families that also make video decode to a row of frames.
     """
@@ -45,15 +45,15 @@ def decode_all(
 
 
 def decoded_std(
-    vae: VAE, uncertainty: Uncertainty, picture: torch.Tensor, tile: int | None = None, pairs: int = PAIRS
+    vae: VAE, uncertainty: Uncertainty, image: torch.Tensor, tile: int | None = None, pairs: int = PAIRS
 ) -> torch.Tensor:
-    """Standard deviation of the decoded picture in each pixel, ``(n, height, width)``, in units of colour from 0 to 1.
+    """Standard deviation of the decoded image in each pixel, ``(n, height, width)``, in units of colour from 0 to 1.
 
     Of decoded members where the uncertainty has at least three; else of antithetic draws from its variance, cell by
     cell independent, always the same ones.
 
     Args:
-        picture: ``(n, height, width, 3)``, the decoded latent.
+        image: ``(n, height, width, 3)``, the decoded latent.
     """
     changes: Iterable[torch.Tensor] = uncertainty.deviations
     count = len(uncertainty.deviations)
@@ -63,7 +63,7 @@ def decoded_std(
             2 * pairs,
         )
     latents = (uncertainty.latent + change.to(uncertainty.latent) for change in changes)
-    return pixel_variance(picture, decode_all(vae, latents, count, tile)).sqrt()
+    return pixel_variance(image, decode_all(vae, latents, count, tile)).sqrt()
 
 
 def member_features(
@@ -72,15 +72,15 @@ def member_features(
     """Features of the decoded latent and of its members, ``(k + 1, n, d)``.
 
     Args:
-        mask: ``(n or 1, height, width)``; outside it, members are shown as the picture itself.
+        mask: ``(n or 1, height, width)``; outside it, members are shown as the image itself.
     """
-    picture, found = None, []
+    nominal, found = None, []
     changes = [torch.zeros_like(uncertainty.latent), *uncertainty.deviations]
     for image in decode_all(vae, (uncertainty.latent + change for change in changes), len(changes)):
-        picture = image if picture is None else picture
+        nominal = image if nominal is None else nominal
         if mask is not None:
             inside = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size=image.shape[1:3], mode="area")
-            image = torch.lerp(picture, image, inside.movedim(1, -1).to(image))
-        # Squeezed to the encoder's square, not cropped: all of a picture counts.
+            image = torch.lerp(nominal, image, inside.movedim(1, -1).to(image))
+        # Squeezed to the encoder's square, not cropped: all of an image counts.
         found.append(clip_vision.encode_image(image, crop=False)["image_embeds"].float().cpu())
     return torch.stack(found)

@@ -1,4 +1,4 @@
-"""The models folder of Laplace heads, and folders of pictures to fit them on."""
+"""The models folder of Laplace heads, and folders of images to fit them on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def head_path(name: str) -> Path:
 
 
 def new_head_path(prefix: str) -> Path:
-    """A path in the models folder that no file has yet: the prefix and a counter, as the host names pictures.
+    """A path in the models folder that no file has yet: the prefix and a counter, as the host names images.
 
     Raises:
         OSError: its folder is not there and cannot be made, in one sentence.
@@ -52,56 +52,54 @@ def new_head_path(prefix: str) -> Path:
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 
-def picture_folders() -> list[str]:
+def image_folders() -> list[str]:
     """The input folder and the folders in it, by the names that a combo shows."""
     root = Path(folder_paths.get_input_directory())
     return [INPUT] + sorted(f"{INPUT}/{path.name}" for path in root.glob("*") if path.is_dir())
 
 
-def picture_paths(folder: str) -> list[Path]:
-    """The pictures directly in a folder that :func:`picture_folders` named, sorted by name.
+def image_paths(folder: str) -> list[Path]:
+    """The images directly in a folder that :func:`image_folders` named, sorted by name.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no image.
     """
     root = Path(folder_paths.get_input_directory())
     path = root / folder.removeprefix(INPUT).lstrip("/")
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
     found = [path / name for name in folder_paths.filter_files_content_types(names, ["image"])]
     if not found:
-        raise ValueError(
-            f"Expected pictures in the folder {folder}, got none; put some there or choose another folder."
-        )
+        raise ValueError(f"Expected images in the folder {folder}, got none; put some there or choose another folder.")
     return found
 
 
-def picture_fingerprint(folder: str) -> list[tuple[str, int, int]]:
+def image_fingerprint(folder: str) -> list[tuple[str, int, int]]:
     """Changes when a file in the folder does."""
     path = Path(folder_paths.get_input_directory()) / folder.removeprefix(INPUT).lstrip("/")
     stats = sorted((entry.name, entry.stat()) for entry in path.glob("*") if entry.is_file())
     return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
 
 
-def read_picture(path: Path) -> torch.Tensor:
+def read_image(path: Path) -> torch.Tensor:
     """``(1, height, width, 3)`` in [0, 1]; what is transparent becomes white.
 
     Raises:
-        ValueError: not a picture, or one that is cut short.
+        ValueError: not an image, or one that is cut short.
     """
     try:
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     except OSError as error:
         raise ValueError(
-            f"Expected a picture such as PNG, JPEG or WebP, but {path.name} cannot be read as one ({error}); remove it "
+            f"Expected an image such as PNG, JPEG or WebP, but {path.name} cannot be read as one ({error}); remove it "
             "from the folder or save it again."
         ) from error
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
     return torch.from_numpy(numpy.array(canvas.convert("RGB"), dtype=numpy.float32) / 255)[None]
 
 
 def read_caption(path: Path) -> str | None:
-    """The text in the file beside a picture that has its name and the ending txt, or None.
+    """The text of an image's caption file, which has its name and the ending txt; None without one.
 
     Raises:
         ValueError: not UTF-8.

@@ -1,4 +1,4 @@
-"""What the user sees: one file a topic, no mathematics."""
+"""What the user sees: one file per topic, no mathematics."""
 
 from .best_of_n import KSamplerBestOfN
 from .demo import DemoModel

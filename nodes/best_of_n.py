@@ -1,22 +1,21 @@
-"""Sample many, keep the surest, and save the calls of finishing the rest."""
+"""Start many images, finish only the most certain, and save the network calls of the rest."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
-from nodes import common_ksampler
 
-from ..bayesdiff_core.estimators.deviations import Deviations
-from ..bayesdiff_core.rank import rank
-from ..host.best_of_n import BestOfN, best_of_n
-from ..host.last_layer import check_head, check_latent
-from ..host.schema import ADVANCED, search_words
+from ..bayesdiff_core.estimators.registry import RANKINGS
+from ..bayesdiff_core.reading.rank import rank
+from ..host.compat import ADVANCED, search_words
+from ..host.latents import check_latent
+from ..host.posterior import Posterior
 from ..host.selection import select_conditioning, select_latent
-from .sampler import QUALITIES, schedule_inputs, seed_input
-from .types import CATEGORY, LINE_BREAK, LaplaceHeadType, UncertaintyType
-
-# One member, followed at three states: enough to rank by, see docs/filter.md.
-RANKINGS = {"quick": Deviations(states=3, share=0.25), **QUALITIES}
+from ..host.settings import RunSettings
+from ..host.uses.best_of_n import BestOfN, Plan, best_of_n
+from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, denoise_input, head_input, schedule_inputs, seed_input
 
 
 class KSamplerBestOfN(io.ComfyNode):
@@ -27,29 +26,22 @@ class KSamplerBestOfN(io.ComfyNode):
             display_name="KSampler Best of N (BayesDiff)",
             category=CATEGORY,
             **search_words("rank seeds", "seed search", "best seed"),
-            description="Samples many pictures for some of their steps, ranks them by how unsure the model is of what "
-            "they become, and samples only the best to the end, as the stock KSampler does.",
+            description="Samples many images for some of their steps, ranks them by how unsure the model is of the "
+            "result, and finishes only the best. Returns the stock KSampler's latents, bit for bit.",
             inputs=[
                 io.Model.Input("model", tooltip="The model used for denoising the input latent."),
-                seed_input("seed"),
+                seed_input(),
                 *schedule_inputs(),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Amount of denoising; below 1 keeps the structure of the input latent.",
-                ),
-                LaplaceHeadType.Input("head", tooltip="Laplace head of this model, fitted or loaded."),
+                denoise_input(),
+                head_input(),
                 io.Int.Input(
                     "candidates",
                     default=16,
                     min=1,
                     max=1024,
-                    tooltip="How many pictures to rank. The latent is repeated to as many, each with noise of its own.",
+                    tooltip="How many images to rank. The latent is repeated to this number, each with its own noise.",
                 ),
-                io.Int.Input("keep", default=4, min=1, max=1024, tooltip="How many of them to sample to the end."),
+                io.Int.Input("keep", default=4, min=1, max=1024, tooltip="How many of them to finish."),
                 io.Float.Input(
                     "share",
                     default=0.5,
@@ -62,7 +54,7 @@ class KSamplerBestOfN(io.ComfyNode):
                     "quality",
                     options=list(RANKINGS),
                     default=next(iter(RANKINGS)),
-                    tooltip="Of the uncertainty that ranks. Quick takes three calls a picture; the others are those of "
+                    tooltip="Of the ranking. Quick takes three network calls per image; the others are those of "
                     "KSampler (BayesDiff).",
                 ),
                 io.Int.Input(
@@ -71,73 +63,82 @@ class KSamplerBestOfN(io.ComfyNode):
                     min=1,
                     max=1024,
                     **ADVANCED,
-                    tooltip="How many pictures to sample together. One at a time saves most: finishing then repeats no "
-                    "step of the ranking. In larger batches only what lands at its old place is not repeated.",
+                    tooltip="How many images to sample together. 1 saves most: finishing then repeats no step of the "
+                    "ranking. In larger batches, only images that land at their old place are not repeated.",
                 ),
                 io.Boolean.Input(
                     "score_finished",
                     default=False,
-                    tooltip="Also estimate the uncertainty of the finished pictures, at the same quality, for maps and "
-                    "masks. Costs calls.",
+                    tooltip="Also estimate the finished images' uncertainty, at this quality, for maps and masks. "
+                    "Costs network calls.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="The kept, finished, best first; batch_index tells which candidates they were.",
+                    tooltip="The kept images, finished, best first; batch_index is the candidate number.",
                 ),
                 UncertaintyType.Output(
-                    "uncertainty", display_name="uncertainty", tooltip="Of the finished; needs score_finished."
+                    "uncertainty", display_name="uncertainty", tooltip="Of kept images; needs score_finished."
                 ),
                 io.Float.Output(
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="Of the kept: those of the finished pictures with score_finished, else the early ones.",
+                    tooltip="Of the kept images: final scores with score_finished, else the early ones.",
                 ),
                 io.Float.Output(
                     "early_scores",
                     display_name="early scores",
                     is_output_list=True,
-                    tooltip="Of all candidates, in their order.",
+                    tooltip="Of all candidates, in order.",
                 ),
-                io.String.Output("report", display_name="report", tooltip="Which were kept, and the calls saved."),
+                io.String.Output("report", display_name="report", tooltip="Images kept and network calls saved."),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, head,
-        candidates, keep, share, quality, batch_size, score_finished,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        seed,
+        latent_image,
+        head,
+        candidates,
+        keep,
+        share,
+        quality,
+        batch_size,
+        score_finished,
+        **settings,
+    ) -> io.NodeOutput:
         check_latent(model, latent_image)
-        layer = check_head(head, model)
-        everything = repeat(latent_image, candidates)
-        early = max(1, round(share * steps))
+        posterior, run_settings = Posterior.bind(head, model, seed), RunSettings(**settings)
+        plan = Plan(keep, max(1, round(share * run_settings.steps)), batch_size, score_finished)
 
-        def sample(model, numbers, last_step):
-            prompts = (select_conditioning(prompt, numbers, candidates) for prompt in (positive, negative))
-            return common_ksampler(
-                model, seed, steps, cfg, sampler_name, scheduler, *prompts, select_latent(everything, numbers),
-                denoise=denoise, last_step=last_step, force_full_denoise=True,
-            )[0]  # fmt: skip
+        def sample(model, latent, numbers, last_step):
+            positive, negative = (
+                select_conditioning(prompt, numbers, candidates)
+                for prompt in (run_settings.positive, run_settings.negative)
+            )
+            of_these = dataclasses.replace(run_settings, positive=positive, negative=negative)
+            return of_these.sample(model, latent, seed, last_step=last_step, force_full_denoise=True)
 
-        found = best_of_n(
-            sample, model, layer, head, RANKINGS[quality], seed, candidates, batch_size, keep, early, score_finished
-        )
+        found = best_of_n(sample, repeat(latent_image, candidates), posterior, RANKINGS[quality], plan)
         uncertainty, scores = found.uncertainty, found.scores[found.kept]
         if score_finished:
             scores = uncertainty.scores()
         else:
-            uncertainty = ExecutionBlocker("Expected score_finished for the output uncertainty; switch it on.")
-        return io.NodeOutput(
-            found.latent, uncertainty, scores.tolist(), found.scores.tolist(), describe(found, early, steps)
-        )
+            uncertainty = ExecutionBlocker(
+                "Expected score_finished to be on for the output uncertainty, got it off; switch it on."
+            )
+        report = describe(found, plan.steps, run_settings.steps)
+        return io.NodeOutput(found.latent, uncertainty, scores.tolist(), found.scores.tolist(), report)
 
 
 def repeat(latent: dict, count: int) -> dict:
-    """The LATENT of ``count`` candidates, repeated from those given, each with noise of its own."""
+    """A LATENT of ``count`` candidates, repeated from the given ones, each with its own noise."""
     size = len(latent["samples"])
     numbers = latent.get("batch_index") if size == count else None
     return select_latent(latent, [i % size for i in range(count)]) | {"batch_index": numbers or list(range(count))}
@@ -155,8 +156,8 @@ def describe(found: BestOfN, early: int, steps: int) -> str:
             f"Kept {len(found.kept)} of {count}, ranked after {early} of {steps} steps: {kept}",
             f"Dropped {count - len(found.kept)}: {dropped or 'none'}",
             f"Network calls: {found.ranking} to rank and {found.finishing} to finish ({found.replayed} of the ranking "
-            f"used again), {spent} in all; sampling all {count} to the end takes {found.whole}, without any score: "
+            f"reused), {spent} in total; sampling all {count} to the end takes {found.whole}, without any score: "
             f"{words}.",
-            "Pictures are numbered from 0, as in the batch; early scores are in brackets.",
+            "Images are numbered from 0, as in the batch; early scores are in brackets.",
         ]
     )

@@ -1,12 +1,12 @@
-"""A small emoji model, so that the pack can be tried without any download."""
+"""A small emoji model, to try the pack without any download."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.compat import search_words
 from ..host.demo_model import load_demo_model, prompt_names
-from ..host.schema import search_words
-from .types import CATEGORY
+from .inputs import CATEGORY
 
 
 class DemoModel(io.ComfyNode):
@@ -17,22 +17,20 @@ class DemoModel(io.ComfyNode):
             display_name="BayesDiff Demo Model",
             category=CATEGORY,
             **search_words("example model", "emoji"),
-            description="A small model of emoji at 128 by 128 pixels (latent 16 by 16) that comes with the pack.",
+            description="A small emoji model that comes with the pack: 128 by 128 pixels, latent 16 by 16.",
             inputs=[
                 io.Combo.Input(
                     "prompt",
                     options=sorted(prompt_names(), key=lambda name: (not name.startswith("any "), name)),
                     default="owl",
-                    tooltip="What to draw. Any of a kind varies with the seed and often goes wrong somewhere.",
+                    tooltip="What to draw. 'Any' prompts vary with the seed and often go wrong somewhere.",
                 ),
             ],
             outputs=[
-                io.Model.Output(
-                    "model", display_name="model", tooltip="A small latent UNet of the host's own SD1 class."
-                ),
+                io.Model.Output("model", display_name="model", tooltip="A small latent UNet of ComfyUI's SD1 class."),
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
                 io.Conditioning.Output("negative", display_name="negative", tooltip="The empty prompt."),
-                io.Vae.Output("vae", display_name="vae", tooltip="Its autoencoder, in TAESD's format."),
+                io.Vae.Output("vae", display_name="vae", tooltip="The model's VAE, in TAESD's format."),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Keep the pictures that the model is surest of."""
+"""Keep the images that the model is most certain of."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..bayesdiff_core import rank
-from ..bayesdiff_core.contact_sheet import contact_sheet
-from ..host.schema import search_words
+from ..bayesdiff_core.drawing.sheets import contact_sheet
+from ..bayesdiff_core.reading import rank
+from ..host.compat import search_words
 from ..host.selection import select_conditioning, select_latent
-from .types import CATEGORY, LINE_BREAK, UncertaintyType
+from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
 
 KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
     "keep the best",
@@ -20,22 +20,28 @@ KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
 )
 RULES = [KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD]
 BEST_FIRST, AS_BEFORE = "best first", "as in the batch"
-BATCHES = ["latent", "images", "masks", "positive", "negative", "uncertainty"]
-
-
-def output_pair(kind: str, side: str, tooltip: str) -> io.Output:
-    return dict(
-        latent=io.Latent, images=io.Image, masks=io.Mask, positive=io.Conditioning, negative=io.Conditioning,
-        uncertainty=UncertaintyType,
-    )[kind].Output(f"{side}_{kind}", display_name=f"{side} {kind}", tooltip=tooltip)  # fmt: skip
+BATCHES = {
+    "latent": io.Latent,
+    "images": io.Image,
+    "masks": io.Mask,
+    "positive": io.Conditioning,
+    "negative": io.Conditioning,
+    "uncertainty": UncertaintyType,
+}
 
 
 def side_outputs(side: str) -> list[io.Output]:
-    tooltip = f"Those {side}, in the same order in every output. Nothing after it runs where there are none."
+    tooltip = f"The {side}, in the same order in every output. Nodes fed by an empty output do not run."
     scores = io.Float.Output(
-        f"{side}_scores", display_name=f"{side} scores", is_output_list=True, tooltip=f"Scores of those {side}."
+        f"{side}_scores", display_name=f"{side} scores", is_output_list=True, tooltip=f"Scores of the {side}."
     )
-    return [output_pair(kind, side, tooltip) for kind in BATCHES] + [scores]
+    return [
+        *(
+            socket.Output(f"{side}_{kind}", display_name=f"{side} {kind}", tooltip=tooltip)
+            for kind, socket in BATCHES.items()
+        ),
+        scores,
+    ]
 
 
 class FilterByUncertainty(io.ComfyNode):
@@ -46,16 +52,16 @@ class FilterByUncertainty(io.ComfyNode):
             display_name="Filter by Uncertainty (BayesDiff)",
             category=CATEGORY,
             **search_words("cull", "reject", "sort a batch", "contact sheet"),
-            description="Ranks a batch by its scores, lowest first, and parts it into kept and dropped. Everything "
-            "that is connected is parted the same way.",
+            description="Ranks a batch by its scores, lowest first, and splits it into kept and dropped. All connected "
+            "batches are split the same way.",
             is_input_list=True,
             inputs=[
                 io.Combo.Input(
                     "rule",
                     options=RULES,
                     default=KEEP_BEST,
-                    tooltip="Which to drop. Mean + n deviations is the paper's rule. Each rule reads the number below "
-                    "that it names, the others do not count.",
+                    tooltip="What to drop. Mean + n deviations is the paper's rule. Each rule uses only its own number "
+                    "below.",
                 ),
                 io.Int.Input(
                     "keep", default=1, min=0, max=4096, tooltip=f"For '{KEEP_BEST}': how many; all if there are fewer."
@@ -66,7 +72,7 @@ class FilterByUncertainty(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip=f"For '{DROP_FRACTION}': share of the batch to drop, rounded to whole pictures.",
+                    tooltip=f"For '{DROP_FRACTION}': share of the batch to drop, rounded to whole images.",
                 ),
                 io.Float.Input(
                     "deviations",
@@ -83,30 +89,30 @@ class FilterByUncertainty(io.ComfyNode):
                     max=1e9,
                     step=0.001,
                     round=1e-6,
-                    tooltip=f"For '{THRESHOLD}': highest score to keep. Scores compare under one head, sampler "
-                    "settings and quality alone.",
+                    tooltip=f"For '{THRESHOLD}': highest score to keep. Compare only scores of one head, quality "
+                    "and sampler settings.",
                 ),
                 io.Combo.Input(
                     "order",
                     options=[BEST_FIRST, AS_BEFORE],
                     default=BEST_FIRST,
-                    tooltip="Order in which kept and dropped come out.",
+                    tooltip="Order of the kept and of the dropped.",
                 ),
                 io.Float.Input(
                     "scores",
                     optional=True,
                     force_input=True,
-                    tooltip="One a picture, lower is better: from any sampler (BayesDiff). Without them the "
-                    "uncertainty is scored as those samplers do.",
+                    tooltip="One per image, lower is better: from any sampler (BayesDiff). Without them, the "
+                    "uncertainty is scored as in the samplers.",
                 ),
-                UncertaintyType.Input("uncertainty", optional=True, tooltip="To score by, and to part."),
-                io.Latent.Input("latent", optional=True, tooltip="Latents to part."),
-                io.Image.Input("images", optional=True, tooltip="Pictures to part, and to show in the contact sheet."),
-                io.Mask.Input("masks", optional=True, tooltip="Masks to part: one a picture, or one for all."),
+                UncertaintyType.Input("uncertainty", optional=True, tooltip="To score and to split."),
+                io.Latent.Input("latent", optional=True, tooltip="Latent to split."),
+                io.Image.Input("images", optional=True, tooltip="Images to split and to show in the contact sheet."),
+                io.Mask.Input("masks", optional=True, tooltip="Masks to split: one per image or one for all."),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="Prompt to part where it differs from picture to picture."
+                    "positive", optional=True, tooltip="Prompt to split, if it differs from image to image."
                 ),
-                io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt, likewise."),
+                io.Conditioning.Input("negative", optional=True, tooltip="Negative prompt to split."),
             ],
             outputs=[
                 *side_outputs("kept"),
@@ -114,7 +120,7 @@ class FilterByUncertainty(io.ComfyNode):
                 io.Image.Output(
                     "contact_sheet",
                     display_name="contact sheet",
-                    tooltip="All pictures by rank, each with its score and whether it was kept. Needs images.",
+                    tooltip="All images by rank, each with its score and whether it was kept. Needs images.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="What was kept and dropped, in words."),
             ],
@@ -129,15 +135,9 @@ class FilterByUncertainty(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls, rule, keep, fraction, deviations, threshold, order, scores=None, uncertainty=None, latent=None,
-        images=None, masks=None, positive=None, negative=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        given = dict(
-            latent=latent, images=images, masks=masks, positive=positive, negative=negative, uncertainty=uncertainty
-        )
+    def execute(cls, rule, keep, fraction, deviations, threshold, order, scores=None, **given) -> io.NodeOutput:
         batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if parts is not None}
-        if scores is None and uncertainty is None:
+        if scores is None and "uncertainty" not in batches:
             raise ValueError(NO_SCORES)
         values = batches["uncertainty"].scores() if scores is None else torch.tensor(scores, dtype=torch.float64)
         values = values.double().cpu()
@@ -152,31 +152,33 @@ class FilterByUncertainty(io.ComfyNode):
         ranked = rank.rank(values).tolist()
         walk = ranked if order[0] == BEST_FIRST else range(len(values))
         sides = [[i for i in walk if kept[i]], [i for i in walk if not kept[i]]]
-        outputs = [part(kind, batches, index, values) for index in sides for kind in [*BATCHES, "scores"]]
+        outputs = [split_off(kind, batches, index, values) for index in sides for kind in [*BATCHES, "scores"]]
         sheet = ExecutionBlocker(MISSING.format("images", "contact sheet"))
-        if images is not None:
-            labels = [f"{place}  ·  {values[i]:.4g}  ·  {'kept' if kept[i] else 'dropped'}"
-                      for place, i in enumerate(ranked, 1)]  # fmt: skip
+        if "images" in batches:
+            labels = [
+                f"{place}  ·  {values[i]:.4g}  ·  {'kept' if kept[i] else 'dropped'}"
+                for place, i in enumerate(ranked, 1)
+            ]
             sheet = contact_sheet(batches["images"][ranked], labels, kept[ranked].tolist())
         return io.NodeOutput(*outputs, sheet, describe(sides, values))
 
 
-NO_SCORES = "Expected scores or an uncertainty to rank by, got neither; connect one of a sampler (BayesDiff)."
+NO_SCORES = "Expected scores or an uncertainty to rank by, got neither; connect either from a sampler (BayesDiff)."
 MISSING = "Expected the input {} for the output {}, got nothing there; connect it."
 
 
 def one_batch(kind: str, parts: list):
-    """What came in at one input, which the host gives as a list."""
+    """The batch of one input, which the host passes as a list."""
     if len(parts) > 1:
         raise ValueError(
-            f"Expected one batch at the input {kind}, got a list of {len(parts)}; join them first, with Rebatch "
-            "Images or Rebatch Latents."
+            f"Expected one batch at the input {kind}, got a list of {len(parts)}; join it first, with Rebatch Images "
+            "or Rebatch Latents."
         )
     return parts[0]
 
 
 def aligned(kind: str, batch, count: int):
-    """The batch, after making sure that it is one of ``count`` pictures."""
+    """The batch, after checking that it has ``count`` images."""
     if kind in ("positive", "negative"):
         return batch
     if kind == "masks":
@@ -186,17 +188,17 @@ def aligned(kind: str, batch, count: int):
     if tensor.is_nested or len(tensor) != count:
         got = "a nested latent" if tensor.is_nested else len(tensor)
         raise ValueError(
-            f"Expected {count} in the batch at the input {kind}, one a score, got {got}; connect those that the scores "
-            "belong to."
+            f"Expected {count} in the batch at the input {kind}, one per score, got {got}; connect the batch that the "
+            "scores belong to."
         )
     return batch
 
 
-def part(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
-    """One output: of one kind of batch, what is at ``index``."""
+def split_off(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
+    """One output: the items of one kind of batch at ``index``."""
     if kind != "scores" and kind not in batches:
         return ExecutionBlocker(MISSING.format(kind, kind))
-    if not index:  # the host knows no empty batch
+    if not index:  # the host has no empty batch
         return ExecutionBlocker(None)
     if kind == "scores":
         return scores[index].tolist()
@@ -206,7 +208,7 @@ def part(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
     if kind in ("positive", "negative"):
         return select_conditioning(batch, index, len(scores))
     if kind == "uncertainty":
-        return rank.select(batch, torch.tensor(index))
+        return batch.select(torch.tensor(index))
     return batch[index]
 
 
@@ -218,4 +220,4 @@ def describe(sides: list[list[int]], scores: torch.Tensor) -> str:
     unknown = int((~scores.isfinite()).sum())
     if unknown:
         lines.append(f"{unknown} of the scores are not numbers and count as worst.")
-    return LINE_BREAK.join([*lines, "Pictures are numbered from 0, as in the batch; their scores are in brackets."])
+    return LINE_BREAK.join([*lines, "Images are numbered from 0, as in the batch; their scores are in brackets."])

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.fit import require_laplace_torch
-from ..bayesdiff_core.laplace_head import STRUCTURES
-from ..bayesdiff_core.storage import DTYPES, load_head, save_head
+from ..bayesdiff_core.posterior.fit import require_laplace_torch
+from ..bayesdiff_core.posterior.laplace_head import STRUCTURES
+from ..bayesdiff_core.posterior.storage import DTYPES, load_head, save_head
 from ..host import files
-from ..host.fitting import as_examples, examples_from_folder, examples_from_images, fit_head, own_samples
-from ..host.last_layer import check_latent
-from ..host.schema import ADVANCED, search_words
-from .types import CATEGORY, LaplaceHeadType
+from ..host.compat import ADVANCED, search_words
+from ..host.fit import (
+    Example,
+    FitSettings,
+    as_examples,
+    examples_from_folder,
+    examples_from_images,
+    fit_head,
+    own_samples,
+)
+from ..host.latents import check_latent
+from ..host.settings import Guidance
+from .inputs import CATEGORY, LaplaceHeadType
 
 files.register_folder()
 
@@ -26,11 +35,12 @@ class FitLaplaceHead(io.ComfyNode):
             display_name="Fit Laplace Head (BayesDiff)",
             category=CATEGORY,
             **search_words("Bayesian", "posterior", "last-layer Laplace"),
-            description="Learns how unsure a diffusion model's last layer is. Do it once a model and save the result.",
+            description="Fits a Laplace head: how unsure a diffusion model's last layer is. Fit once per model and "
+            "save the head.",
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that you sample with."),
                 io.Conditioning.Input("positive", tooltip="Prompt to fit under; a typical one of yours is best."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt. Its features count as much."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Its features count equally."),
                 io.Latent.Input(
                     "latent", tooltip="An empty latent of the size that you sample at, or the latents to fit on."
                 ),
@@ -38,24 +48,24 @@ class FitLaplaceHead(io.ComfyNode):
                     "fit_on",
                     options=[OWN_SAMPLES, LATENTS, IMAGES, FOLDER],
                     default=OWN_SAMPLES,
-                    tooltip="Own samples: needs no data. Latents: those given. Images: those given, through the VAE. "
-                    "Folder: the pictures in a folder, through the VAE.",
+                    tooltip="Own samples: needs no data. Latents: the input latent. Images: the input image, via the "
+                    "VAE. Folder: the images in a folder, via the VAE.",
                 ),
                 io.Int.Input(
                     "samples",
                     default=32,
                     min=1,
                     max=4096,
-                    tooltip="Own samples only: how many to draw. More make the model surer of itself.",
+                    tooltip="Own samples only: how many. More images lower the estimated uncertainty.",
                 ),
-                io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Own samples only: sampling steps of each."),
+                io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Own samples only: steps per image."),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="The guidance that you sample with. At 1 the negative prompt does not count.",
+                    tooltip="The cfg that you sample with. At 1 the negative prompt is not used.",
                 ),
                 io.Int.Input(
                     "noise_levels",
@@ -63,7 +73,7 @@ class FitLaplaceHead(io.ComfyNode):
                     min=1,
                     max=64,
                     **ADVANCED,
-                    tooltip="At how many noise levels each picture is seen. More are slower and more exact.",
+                    tooltip="At how many sigmas to fit each image. More is slower and more exact.",
                 ),
                 io.Combo.Input(
                     "structure",
@@ -81,30 +91,30 @@ class FitLaplaceHead(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     **ADVANCED,
-                    tooltip="Low-rank only: share of the features' energy that is kept exact.",
+                    tooltip="Low-rank only: share of the features' energy to keep exactly.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    # Said outright, or the page adds the control to every seed and each run fits another head.
+                    # Set explicitly: otherwise the page adds the control to every seed and each run fits a new head.
                     control_after_generate=False,
-                    tooltip="Seed of samples, noise and choice of positions.",
+                    tooltip="Seed of samples, noise and chosen positions.",
                 ),
                 io.Combo.Input(
                     "folder",
-                    options=files.picture_folders(),
+                    options=files.image_folders(),
                     default=files.INPUT,
-                    tooltip="Folder only: where the pictures are, in ComfyUI's input folder. They are cropped to the "
-                    "latent's size. A file of the same name that ends in txt is a caption.",
+                    tooltip="Folder only: the image folder, inside ComfyUI's input folder. Images are cropped to the "
+                    "latent's size. A .txt file of the same name is the caption.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="Images only: pictures to fit on, cropped to the latent's size."
+                    "image", optional=True, tooltip="Images only: images to fit on, cropped to the latent's size."
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Encodes images and folders; the model's own."),
+                io.Vae.Input("vae", optional=True, tooltip="The model's VAE, to encode images."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Encodes the captions of a folder; without it the prompt serves."
+                    "clip", optional=True, tooltip="Encodes the captions of a folder; without it, positive is used."
                 ),
             ],
             outputs=[
@@ -114,43 +124,71 @@ class FitLaplaceHead(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, fit_on=OWN_SAMPLES, folder=files.INPUT, **inputs):
-        return files.picture_fingerprint(folder) if fit_on == FOLDER else None
+        return files.image_fingerprint(folder) if fit_on == FOLDER else None
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, fit_on, samples, steps, cfg, noise_levels, structure,
-        explained_variance, seed, folder, image=None, vae=None, clip=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        positive,
+        negative,
+        latent,
+        fit_on,
+        samples,
+        steps,
+        cfg,
+        noise_levels,
+        structure,
+        explained_variance,
+        seed,
+        folder,
+        **given,
+    ) -> io.NodeOutput:
         require_laplace_torch()
         check_latent(model, latent)
+        require_inputs(fit_on, given)
         source = fit_on
         if fit_on == OWN_SAMPLES:
-            drawn = own_samples(model, positive, negative, latent, samples, steps, cfg, seed)
-            data = as_examples(drawn, positive)
+            guidance = Guidance(positive, negative, cfg)
+            data = as_examples(own_samples(model, guidance, latent, samples, steps, seed), positive)
         elif fit_on == LATENTS:
-            if not latent["samples"].any():
-                raise ValueError(
-                    "Expected a latent of encoded pictures to fit on, got an empty latent; connect VAE Encode, or set "
-                    f"fit_on to '{OWN_SAMPLES}'."
-                )
-            data = as_examples(latent["samples"], positive)
+            data = encoded_latents(latent, positive)
+        elif fit_on == IMAGES:
+            data = examples_from_images(model, given["vae"], given["image"], positive, latent)
         else:
-            missing = [name for name, given in (("vae", vae), ("image", image)) if given is None]
-            if fit_on == FOLDER:
-                missing = [name for name in missing if name != "image"]
-            if missing:
-                raise ValueError(
-                    f"Expected the input {' and the input '.join(missing)} to fit on '{fit_on}', got nothing there; "
-                    f"connect {'it' if len(missing) == 1 else 'them'}, or set fit_on to '{OWN_SAMPLES}'."
-                )
-            if fit_on == IMAGES:
-                data = examples_from_images(model, vae, image, positive, latent)
-            else:
-                paths = files.picture_paths(folder)
-                data, captions = examples_from_folder(model, vae, paths, clip, positive, latent)
-                source = f"{folder}, {captions} of {len(paths)} with captions"
-        head = fit_head(model, data, negative, cfg, noise_levels, seed, structure, explained_variance, source)
-        return io.NodeOutput(head)
+            paths = files.image_paths(folder)
+            data, captions = examples_from_folder(model, given["vae"], paths, given.get("clip"), positive, latent)
+            source = f"{folder}, {captions} of {len(paths)} with captions"
+        settings = FitSettings(cfg, noise_levels, seed, structure, explained_variance, source)
+        return io.NodeOutput(fit_head(model, data, negative, settings))
+
+
+def encoded_latents(latent: dict, positive: list) -> list[Example]:
+    """The latents that were given, as data.
+
+    Raises:
+        ValueError: they are empty.
+    """
+    if not latent["samples"].any():
+        raise ValueError(
+            "Expected a latent of encoded images to fit on, got an empty latent; connect VAE Encode, or set "
+            f"fit_on to '{OWN_SAMPLES}'."
+        )
+    return as_examples(latent["samples"], positive)
+
+
+def require_inputs(fit_on: str, given: dict) -> None:
+    """Make sure that the inputs are connected that a kind of data needs.
+
+    Raises:
+        ValueError: some are not.
+    """
+    needed = {IMAGES: ("vae", "image"), FOLDER: ("vae",)}.get(fit_on, ())
+    if missing := [name for name in needed if given.get(name) is None]:
+        raise ValueError(
+            f"Expected the input {' and the input '.join(missing)} to fit on '{fit_on}', got nothing there; "
+            f"connect {'it' if len(missing) == 1 else 'them'}, or set fit_on to '{OWN_SAMPLES}'."
+        )
 
 
 class SaveLaplaceHead(io.ComfyNode):
@@ -161,13 +199,11 @@ class SaveLaplaceHead(io.ComfyNode):
             display_name="Save Laplace Head (BayesDiff)",
             category=CATEGORY,
             **search_words("posterior"),
-            description="Writes a Laplace head to models/laplace_heads, for Load Laplace Head.",
+            description="Saves a Laplace head to models/laplace_heads, for Load Laplace Head.",
             is_output_node=True,
             inputs=[
                 LaplaceHeadType.Input("head", tooltip="The head to save."),
-                io.String.Input(
-                    "filename_prefix", default="head", tooltip="Name of the file; a counter is added to it."
-                ),
+                io.String.Input("filename_prefix", default="head", tooltip="File name; a counter is added to it."),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
@@ -194,12 +230,12 @@ class LoadLaplaceHead(io.ComfyNode):
             display_name="Load Laplace Head (BayesDiff)",
             category=CATEGORY,
             **search_words("posterior"),
-            description="Reads a Laplace head from models/laplace_heads.",
+            description="Loads a Laplace head from models/laplace_heads.",
             inputs=[
                 io.Combo.Input(
                     "head_name",
                     options=files.head_names(),
-                    tooltip="A file that Save Laplace Head wrote. Press R to see new files.",
+                    tooltip="A file from Save Laplace Head. Press R to see new files.",
                 )
             ],
             outputs=[

@@ -1,14 +1,14 @@
-"""Uncertainty as pictures."""
+"""Uncertainty as images."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.drawing import sheet, with_colour_bars
-from ..bayesdiff_core.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map, resize_map
+from ..bayesdiff_core.drawing.sheets import sheet, with_colour_bars
+from ..bayesdiff_core.reading.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map
+from ..host.compat import ADVANCED, search_words
 from ..host.decode import decode, decoded_std
-from ..host.schema import ADVANCED, search_words
-from .types import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType
 
 PER_IMAGE, PER_BATCH = "each image", "whole batch"
 LATENT, PIXELS, TILED = "latent", "pixels", "pixels, tiled"
@@ -22,16 +22,16 @@ class UncertaintyMap(io.ComfyNode):
             display_name="Uncertainty Map (BayesDiff)",
             category=CATEGORY,
             **search_words("heat map", "confidence", "variance", "error map"),
-            description="Shows where the model is unsure: a heat map, the heat map over the picture, and its values.",
+            description="Shows where the model is unsure: a heat map, the heat map over the image, and its values.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
-                io.Vae.Input("vae", tooltip="Decodes the picture that lies under the overlay."),
+                io.Vae.Input("vae", tooltip="Decodes the image under the overlay."),
                 io.Combo.Input(
                     "scale",
                     options=[PER_IMAGE, PER_BATCH],
                     default=PER_IMAGE,
-                    tooltip="Each image: the brightest part of every map is bright, however sure the model is. Whole "
-                    "batch: colours compare images.",
+                    tooltip="Each image: every map uses all colours, however certain the model is. Whole batch: "
+                    "compare images by colour.",
                 ),
                 io.Float.Input(
                     "opacity",
@@ -39,16 +39,16 @@ class UncertaintyMap(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the overlay hides of the most uncertain parts.",
+                    tooltip="Opacity of the overlay at the least certain parts.",
                 ),
                 io.Combo.Input(
                     "resolution",
                     options=[LATENT, PIXELS, TILED],
                     default=LATENT,
                     optional=True,
-                    tooltip="Latent: the latent's map, enlarged; quick. Pixels: how far the decoded picture could have "
-                    "differed in each pixel, found by decoding the sampler's posterior members; if it kept fewer than "
-                    "three, by decoding draws, which is rougher. Tiled: the same with less memory.",
+                    tooltip="Latent: the latent's map, enlarged; quick. Pixels: how far each pixel of the decoded "
+                    "image could have differed. This decodes the sampler's posterior members or, if it kept fewer "
+                    "than three, draws, which is rougher. Tiled: the same with less memory.",
                 ),
                 io.Int.Input(
                     "tile_size",
@@ -72,25 +72,23 @@ class UncertaintyMap(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip="Draw the scale at the right of each heat map, in standard deviations of the latent or, in "
-                    "pixels, of colours from 0 to 1. The heat map becomes wider than the picture.",
+                    "pixels, of colours from 0 to 1. The heat map becomes wider than the image.",
                 ),
             ],
             outputs=[
                 io.Image.Output("heat_map", display_name="heat map", tooltip="Dark is certain, bright is uncertain."),
-                io.Image.Output("overlay", display_name="overlay", tooltip="The heat map over the picture in grey."),
-                io.Mask.Output(
-                    "map", display_name="map", tooltip="The map's values from 0 to 1, at the picture's size."
-                ),
+                io.Image.Output("overlay", display_name="overlay", tooltip="The heat map over the image in grey."),
+                io.Mask.Output("map", display_name="map", tooltip="The map's values from 0 to 1, at the image's size."),
                 io.Mask.Output(
                     "std",
                     display_name="std",
-                    tooltip="The standard deviations themselves, not scaled: of the latent or, in pixels, of colours.",
+                    tooltip="The standard deviations, not scaled: of the latent or, in pixels, of colours.",
                 ),
-                io.Image.Output("std_image", display_name="std image", tooltip="The same as a grey image, not scaled."),
+                io.Image.Output("std_image", display_name="std image", tooltip="std as a grey image, not scaled."),
                 io.Image.Output(
                     "sheet",
                     display_name="sheet",
-                    tooltip="One image: a row a picture, with the picture, its heat map, the overlay and its score.",
+                    tooltip="One sheet with a row per image: the image, its heat map, the overlay and its score.",
                 ),
             ],
         )
@@ -99,11 +97,11 @@ class UncertaintyMap(io.ComfyNode):
     def execute(
         cls, uncertainty, vae, scale, opacity, resolution=LATENT, tile_size=512, colours="inferno", colour_bar=False
     ) -> io.NodeOutput:
-        std, per_image = uncertainty.std_map(), scale == PER_IMAGE
-        tile = tile_size if resolution == TILED else None
+        uncertainty.require_images()  # before anything is decoded
+        per_image, tile = scale == PER_IMAGE, tile_size if resolution == TILED else None
         image = decode(vae, uncertainty.latent, tile)
         if resolution == LATENT:
-            std = resize_map(std, *image.shape[1:3])
+            std = uncertainty.maps(size=image.shape[1:3])
         else:
             std = decoded_std(vae, uncertainty, image, tile)
         values = normalise_map(std, per_image)

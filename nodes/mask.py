@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core import masks
-from ..bayesdiff_core.maps import normalise_map, resize_map
-from ..host.schema import ADVANCED, search_words
-from .types import CATEGORY, UncertaintyType
+from ..bayesdiff_core.reading import masks
+from ..bayesdiff_core.reading.maps import normalise_map
+from ..host.compat import ADVANCED, search_words
+from .inputs import CATEGORY, UncertaintyType
 
 AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
 
@@ -20,7 +20,7 @@ class UncertaintyToMask(io.ComfyNode):
             display_name="Uncertainty to Mask (BayesDiff)",
             category=CATEGORY,
             **search_words("confidence mask", "inpaint mask", "fault mask"),
-            description="Masks the part of each picture that the model is least sure of, ready for inpainting.",
+            description="Masks the part of each image that the model is least sure of, ready for inpainting.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Float.Input(
@@ -29,26 +29,26 @@ class UncertaintyToMask(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the picture to mask, before growing. For 'area share', and for 'quantile of the "
-                    "batch', where it is the share of all pictures together.",
+                    tooltip="Share of the image to mask, before growing. For 'area share', and for 'quantile of the "
+                    "batch', where it is the share of all images together.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=512, tooltip="Widen the mask by so many pixels."),
+                io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels to widen the mask by."),
                 io.Float.Input(
                     "blur",
                     default=0.0,
                     min=0.0,
                     max=128.0,
                     step=0.5,
-                    tooltip="Soften the mask's edge, in pixels. Soft masks want Differential Diffusion.",
+                    tooltip="Soften the mask's edge, in pixels. Use with Differential Diffusion.",
                 ),
                 io.Combo.Input(
                     "threshold",
                     options=[AREA, BATCH, VALUE, OTSU],
                     default=AREA,
                     optional=True,
-                    tooltip="Area share: as much of every picture. Quantile of the batch: more of the unsure pictures, "
-                    "less or nothing of the sure ones. Value: what exceeds a standard deviation. Otsu: splits each map "
-                    "where its values fall into two groups.",
+                    tooltip="Area share: as much of every image. Quantile of the batch: more of the less certain "
+                    "images, less or nothing of others. Value: what exceeds a standard deviation. Otsu: splits each "
+                    "map where its values fall into two groups.",
                 ),
                 io.Float.Input(
                     "value",
@@ -62,7 +62,7 @@ class UncertaintyToMask(io.ComfyNode):
                     "Map shows the values on its colour bar.",
                 ),
                 io.Boolean.Input(
-                    "fill_holes", default=False, optional=True, tooltip="Mask also what the mask encloses."
+                    "fill_holes", default=False, optional=True, tooltip="Also mask what the mask encloses."
                 ),
                 io.Int.Input(
                     "smallest_island",
@@ -77,14 +77,14 @@ class UncertaintyToMask(io.ComfyNode):
                     "bounding_box",
                     default=False,
                     optional=True,
-                    tooltip="Mask the rectangle around all that is masked in a picture, before growing.",
+                    tooltip="Mask the rectangle around everything masked in an image, before growing.",
                 ),
                 io.Boolean.Input(
                     "soft",
                     default=False,
                     optional=True,
-                    tooltip="Inside the mask, give the map's own values up to 1 instead of 1 everywhere: less certain "
-                    "parts are redrawn more. Wants Differential Diffusion.",
+                    tooltip="Inside the mask, use the map's values up to 1 instead of 1 everywhere: less certain "
+                    "parts are redrawn more. Use with Differential Diffusion.",
                 ),
                 io.Boolean.Input(
                     "invert", default=False, optional=True, tooltip="Mask the rest instead: keep what is uncertain."
@@ -94,19 +94,27 @@ class UncertaintyToMask(io.ComfyNode):
                 io.Mask.Output(
                     "mask",
                     display_name="mask",
-                    tooltip="One mask a picture, at the picture's size: 1 is to be redrawn.",
+                    tooltip="One mask per image, at the image's size: 1 is to be redrawn.",
                 )
             ],
         )
 
     @classmethod
     def execute(
-        cls, uncertainty, area, grow, blur, threshold=AREA, value=0.1, fill_holes=False, smallest_island=0,
-        bounding_box=False, soft=False, invert=False,
-    ) -> io.NodeOutput:  # fmt: skip
-        std = uncertainty.std_map()
-        height, width = (side * uncertainty.downscale for side in std.shape[1:])
-        std = resize_map(std, height, width)
+        cls,
+        uncertainty,
+        area,
+        grow,
+        blur,
+        threshold=AREA,
+        value=0.1,
+        fill_holes=False,
+        smallest_island=0,
+        bounding_box=False,
+        soft=False,
+        invert=False,
+    ) -> io.NodeOutput:
+        std = uncertainty.maps()
         if threshold == AREA:
             mask = masks.most_uncertain_area(std, area)
         elif threshold == BATCH:

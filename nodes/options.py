@@ -1,4 +1,4 @@
-"""What experts may choose beyond the samplers' quality."""
+"""Expert choices beyond the samplers' quality."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import dataclasses
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.estimators import Estimator
-from ..bayesdiff_core.estimators.deviations import Deviations
-from ..bayesdiff_core.estimators.moments import Moments
-from ..bayesdiff_core.estimators.paper import Paper
-from ..bayesdiff_core.estimators.tangents import Tangents
-from ..host.sampling import Wishes
-from ..host.schema import search_words
-from .types import CATEGORY, UncertaintyOptionsType
+from ..bayesdiff_core.estimators.base import Estimator
+from ..bayesdiff_core.estimators.registry import ESTIMATORS, Knob, estimator_help, knobs, make_estimator
+from ..bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
+from ..host.compat import search_words
+from .inputs import CATEGORY, UncertaintyOptionsType
 
-AS_QUALITY, MODERATED, BARE = "as quality says", "deviations", "deviations, not moderated"
-# How each estimator is made of the node's numbers. A new estimator is named here.
-ESTIMATORS = {
-    MODERATED: lambda members, states, every, draws: Deviations(states, fixed_members=members),
-    BARE: lambda members, states, every, draws: Deviations(states, fixed_members=members, moderated=False),
-    "tangents": lambda members, states, every, draws: Tangents(members),
-    "moments": lambda members, states, every, draws: Moments(every, draws),
-    "paper": lambda members, states, every, draws: Paper(every, draws),
-}
+AS_QUALITY = "as quality says"
 LATENT, UNCERTAINTY = "picture", "uncertainty"
+# Numbers that release 0.1 asked for, before the preview.
+SAVED = ("members", "states", "every", "draws")
 
 
 @dataclasses.dataclass(frozen=True)
 class UncertaintyOptions:
-    """What flows from this node to the samplers; no estimator means that of their quality."""
+    """What this node passes to the samplers; without an estimator, their quality chooses one."""
 
-    estimator: Estimator | None
-    wishes: Wishes
+    estimator: Estimator | None = None
+    save_at: SaveAt = DEFAULT_POINTS
+    map_preview: bool = False
+
+
+def knob_input(knob: Knob, **more) -> io.Input:
+    """A number that estimators take."""
+    return io.Int.Input(knob.name, default=knob.shown, min=knob.least, max=knob.most, tooltip=knob.help, **more)
 
 
 class UncertaintyOptionsNode(io.ComfyNode):
@@ -43,68 +40,35 @@ class UncertaintyOptionsNode(io.ComfyNode):
             display_name="Uncertainty Options (BayesDiff)",
             category=CATEGORY,
             **search_words("estimator", "trajectory"),
-            description="For experts: how the samplers (BayesDiff) estimate, what they keep of the way, and what they "
-            "show meanwhile.",
+            description="Expert: choose the estimator, what to record, and the preview.",
             inputs=[
                 io.Combo.Input(
-                    "estimator",
-                    options=[AS_QUALITY, *ESTIMATORS],
-                    default=AS_QUALITY,
-                    tooltip="Deviations is what the qualities use. Tangents: linear, through the sampler's own steps, "
-                    "as dear as an ensemble. Moments and paper: the paper's iteration, mended and as published, to "
-                    "compare.",
+                    "estimator", options=[AS_QUALITY, *ESTIMATORS], default=AS_QUALITY, tooltip=estimator_help()
                 ),
-                io.Int.Input(
-                    "members",
-                    default=4,
-                    min=1,
-                    max=256,
-                    tooltip="For deviations and tangents: how many draws of the last layer.",
-                ),
-                io.Int.Input(
-                    "states",
-                    default=5,
-                    min=1,
-                    max=1000,
-                    tooltip="For deviations: at how many noise levels of the run each draw is followed.",
-                ),
-                io.Int.Input(
-                    "every",
-                    default=5,
-                    min=1,
-                    max=1000,
-                    tooltip="For moments and paper: how many steps from one uncertain step to the next (Skip).",
-                ),
-                io.Int.Input(
-                    "draws",
-                    default=10,
-                    min=1,
-                    max=1000,
-                    tooltip="For paper: draws at an uncertain step. For moments: pairs of probes; one or two will do.",
-                ),
+                *(knob_input(knob) for knob in knobs() if knob.name in SAVED),
                 io.Combo.Input(
                     "preview",
                     options=[LATENT, UNCERTAINTY],
                     default=LATENT,
-                    tooltip="What the preview shows once the picture is there and its uncertainty is found: the "
-                    "picture, or the growing uncertainty over it.",
+                    tooltip="What the preview shows after the last step, while the uncertainty is estimated: the "
+                    "image, or the growing uncertainty over it.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="Noise levels at which the mean and variance of the noisy latent are kept, to resample "
-                    "from; each at the nearest level of the run.",
+                    tooltip="Sigmas at which to keep the mean and variance of the noisy latent, for Resample and "
+                    "plots; each at the run's nearest sigma.",
                 ),
+                # Saved graphs store numbers by position: what came later stands last.
+                *(knob_input(knob, optional=True) for knob in knobs() if knob.name not in SAVED),
             ],
             outputs=[
-                UncertaintyOptionsType.Output(
-                    "options", display_name="options", tooltip="For the options of any sampler (BayesDiff)."
-                )
+                UncertaintyOptionsType.Output("options", display_name="options", tooltip="For any sampler (BayesDiff).")
             ],
         )
 
     @classmethod
-    def execute(cls, estimator, members, states, every, draws, preview, sigmas=None) -> io.NodeOutput:
-        chosen = None if estimator == AS_QUALITY else ESTIMATORS[estimator](members, states, every, draws)
-        levels = () if sigmas is None else tuple(sigma for sigma in sigmas.tolist() if sigma > 0)
-        return io.NodeOutput(UncertaintyOptions(chosen, Wishes(levels, preview == UNCERTAINTY)))
+    def execute(cls, estimator, preview, sigmas=None, **numbers) -> io.NodeOutput:
+        chosen = None if estimator == AS_QUALITY else make_estimator(estimator, numbers)
+        save_at = SaveAt(() if sigmas is None else tuple(sigma for sigma in sigmas.tolist() if sigma > 0))
+        return io.NodeOutput(UncertaintyOptions(chosen, save_at, preview == UNCERTAINTY))

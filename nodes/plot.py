@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.drawing import plot_over_sigma, plot_scores
-from ..bayesdiff_core.scores import DEFAULT, SCORES
-from ..host.schema import search_words
-from .types import CATEGORY, UncertaintyType
+from ..bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
+from ..bayesdiff_core.reading.scores import DEFAULT, SCORES
+from ..host.compat import search_words
+from .inputs import CATEGORY, UncertaintyType
 
 HISTOGRAM, OVER_SIGMA = "scores of the batch", "uncertainty over sigma"
 
@@ -20,23 +20,23 @@ class UncertaintyPlot(io.ComfyNode):
             display_name="Uncertainty Plot (BayesDiff)",
             category=CATEGORY,
             **search_words("histogram", "curve"),
-            description="Draws how a batch's scores are spread, or how the uncertainty grows while sampling.",
+            description="Plots how a batch's scores are spread, or how the uncertainty grows during sampling.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Combo.Input(
                     "plot",
                     options=[HISTOGRAM, OVER_SIGMA],
                     default=HISTOGRAM,
-                    tooltip="Scores: a histogram, with each picture's number at its place. Over sigma: the mean "
-                    "standard deviation at the noise levels that the sampler kept, from noise to picture.",
+                    tooltip="Scores: a histogram with each image's number below its bar. Over sigma: the mean "
+                    "standard deviation at the sigmas that the sampler kept, from noise to image.",
                 ),
                 io.Combo.Input(
-                    "score", options=list(SCORES), default=DEFAULT, tooltip="For the scores: which of them to plot."
+                    "score", options=list(SCORES), default=DEFAULT, tooltip="For the histogram: which score."
                 ),
-                io.Int.Input("width", default=768, min=256, max=4096, step=8, tooltip="Of the plot, in pixels."),
-                io.Int.Input("height", default=512, min=192, max=4096, step=8, tooltip="Of the plot, in pixels."),
+                io.Int.Input("width", default=768, min=256, max=4096, step=8, tooltip="In pixels."),
+                io.Int.Input("height", default=512, min=192, max=4096, step=8, tooltip="In pixels."),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The plot, one image for the batch.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="One plot for the whole batch.")],
         )
 
     @classmethod
@@ -44,5 +44,5 @@ class UncertaintyPlot(io.ComfyNode):
         if plot == OVER_SIGMA:
             sigmas, stds = uncertainty.std_over_sigma()
             return io.NodeOutput(plot_over_sigma(sigmas, stds, width, height))
-        uncertainty.std_map()  # no video, no NaN
+        uncertainty.require_images()
         return io.NodeOutput(plot_scores(uncertainty.scores(score).tolist(), score, width, height))

@@ -1,14 +1,15 @@
-"""An uncertainty for a first look, with no Laplace head."""
+"""An uncertainty for a first look, without a Laplace head."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.last_layer import check_latent
-from ..host.renoising import renoise
-from ..host.schema import ADVANCED, search_words
-from .sampler import uncertainty_outputs
-from .types import CATEGORY
+from ..bayesdiff_core.estimators.renoising import Renoising
+from ..host.compat import ADVANCED, search_words
+from ..host.latents import check_latent, require_content
+from ..host.settings import Guidance
+from ..host.uses.renoise import renoise
+from .inputs import CATEGORY, uncertainty_outputs
 
 
 class UncertaintyWithoutHead(io.ComfyNode):
@@ -19,13 +20,13 @@ class UncertaintyWithoutHead(io.ComfyNode):
             display_name="Uncertainty without a Head (BayesDiff)",
             category=CATEGORY,
             **search_words("confidence", "variance"),
-            description="Noises finished latents again and again and sees how far the model's predictions of them "
-            "disagree. Needs no fit and works on any latent of the model; it tells less than a Laplace head.",
+            description="Adds noise to finished latents several times and measures how far the model's predictions "
+            "disagree. Needs no fit and works on any latent of the model, but tells less than a Laplace head.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the latent was sampled with."),
                 io.Conditioning.Input("positive", tooltip="The prompt that it was sampled with."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, likewise."),
-                io.Latent.Input("latent", tooltip="Finished latents, of any sampler or of VAE Encode."),
+                io.Conditioning.Input("negative", tooltip="Its negative prompt."),
+                io.Latent.Input("latent", tooltip="Finished latents from any sampler or VAE Encode."),
                 io.Float.Input(
                     "cfg",
                     default=8.0,
@@ -33,16 +34,16 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance of the predictions; that of the sampling is best.",
+                    tooltip="Guidance of the predictions; ideally the sampler's cfg.",
                 ),
                 io.Int.Input(
                     "draws",
                     default=5,
                     min=2,
                     max=256,
-                    tooltip="Draws of noise at each level, one network call each. More make a map less noisy.",
+                    tooltip="Noise draws per level, one network call each. More give a less noisy map.",
                 ),
-                io.Int.Input("levels", default=1, min=1, max=64, tooltip="At how many noise levels to do it."),
+                io.Int.Input("levels", default=1, min=1, max=64, tooltip="Number of levels on the schedule."),
                 io.Float.Input(
                     "highest",
                     default=0.5,
@@ -50,7 +51,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     max=0.99,
                     step=0.01,
                     **ADVANCED,
-                    tooltip="Highest noise level, as a share of the schedule: more looks at larger shapes.",
+                    tooltip="Highest level, as a share of the schedule: higher looks at larger shapes.",
                 ),
                 io.Float.Input(
                     "lowest",
@@ -59,7 +60,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     max=0.99,
                     step=0.01,
                     **ADVANCED,
-                    tooltip="Lowest noise level, likewise: less looks at finer detail.",
+                    tooltip="Lowest level, on the same scale: lower looks at details.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -74,14 +75,9 @@ class UncertaintyWithoutHead(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, positive, negative, latent, cfg, draws, levels, highest, lowest, seed
-    ) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, model, positive, negative, latent, cfg, seed, **renoising) -> io.NodeOutput:
         check_latent(model, latent)
-        if not latent["samples"].any():
-            raise ValueError(
-                "Expected finished latents to noise again, got an empty latent; connect a sampler's output or VAE "
-                "Encode."
-            )
-        uncertainty = renoise(model, latent["samples"], positive, negative, cfg, highest, lowest, levels, draws, seed)
+        require_content(latent, "add noise to")
+        guidance = Guidance(positive, negative, cfg)
+        uncertainty = renoise(model, latent["samples"], guidance, Renoising(**renoising), seed)
         return io.NodeOutput(uncertainty, uncertainty.scores().tolist())

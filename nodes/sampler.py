@@ -2,105 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-
-import comfy.samplers
 from comfy_api.latest import io
-from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
-from nodes import common_ksampler
 
-from ..bayesdiff_core.estimators.deviations import Deviations
-from ..bayesdiff_core.estimators.ensemble import Ensemble
-from ..host.last_layer import check_head, check_latent
-from ..host.sampling import Run, Wishes, sample_with_uncertainty
-from ..host.schema import search_words
+from ..bayesdiff_core.estimators.registry import make_quality
+from ..host.compat import search_words
+from ..host.latents import check_latent
+from ..host.posterior import Posterior
+from ..host.run.progress import Progress
+from ..host.run.sample import Sampled, sample_with_uncertainty
+from ..host.run.stock import Run, custom_run
+from ..host.settings import RunSettings
+from .inputs import (
+    CATEGORY,
+    FEWEST_MEMBERS,
+    MOST_MEMBERS,
+    denoise_input,
+    schedule_inputs,
+    seed_input,
+    uncertainty_inputs,
+    uncertainty_outputs,
+)
 from .options import UncertaintyOptions
-from .types import CATEGORY, LaplaceHeadType, UncertaintyOptionsType, UncertaintyType
-
-ENSEMBLE = "ensemble"
-FEWEST, MOST = 2, 256  # members of an ensemble
-# Chosen on the frontier of fidelity and cost, see docs/sampling.md.
-QUALITIES = {
-    "draft": Deviations(states=5, share=0.25),
-    "balanced": Deviations(states=7, share=1.0),
-    "precise": Deviations(states=8, share=3.0),
-}
-
-
-def uncertainty_inputs() -> list[io.Input]:
-    """What our samplers ask beyond the stock ones."""
-    return [
-        LaplaceHeadType.Input("head", tooltip="Laplace head of this model, fitted or loaded."),
-        io.Combo.Input(
-            "quality",
-            options=[*QUALITIES, ENSEMBLE],
-            default="balanced",
-            tooltip="At most 1.25, 2 and 4 times the network calls of plain sampling at 20 steps; more "
-            "calls, less noise in the map. Ensemble: samples every member from start to end, the reference.",
-        ),
-        io.Int.Input(
-            "members",
-            default=8,
-            min=FEWEST,
-            max=MOST,
-            tooltip="For quality 'ensemble' only: draws of the model's last layer. Each samples the picture once more.",
-        ),
-        UncertaintyOptionsType.Input(
-            "options", optional=True, tooltip="For experts: another estimator, the trajectory's variance, the preview."
-        ),
-    ]
-
-
-def uncertainty_outputs() -> list[io.Output]:
-    return [
-        UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Variance of every latent cell."),
-        io.Float.Output(
-            "scores", display_name="scores", is_output_list=True, tooltip="One score a picture: higher is less certain."
-        ),
-    ]
-
-
-def schedule_inputs() -> list[io.Input]:
-    """Steps, guidance and noise levels as the stock KSampler asks for them."""
-    return [
-        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of denoising steps."),
-        io.Float.Input(
-            "cfg",
-            default=8.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            tooltip="Classifier-free guidance: how closely the picture follows the prompt.",
-        ),
-        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampling algorithm."),
-        io.Combo.Input(
-            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="How noise is removed over steps."
-        ),
-        io.Conditioning.Input("positive", tooltip="What the picture should show."),
-        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise; a noise mask in it is honoured."),
-    ]
-
-
-def seed_input(name: str) -> io.Input:
-    return io.Int.Input(
-        name,
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
-        tooltip="Seed of the noise, and of the draws of the last layer.",
-    )
 
 
 def members_problem(members: int | None) -> str | None:
-    """One sentence if ``members`` cannot be, None where it can or is not known yet."""
-    if members is None or FEWEST <= members <= MOST:
+    """One sentence if ``members`` is out of range, None if it is valid or not known yet."""
+    if members is None or FEWEST_MEMBERS <= members <= MOST_MEMBERS:
         return None
     return (
-        f"Expected at least {FEWEST} ensemble members to measure a spread and at most {MOST}, got {members}; set "
-        "members to 8 or so."
+        f"Expected at least {FEWEST_MEMBERS} ensemble members to measure a spread and at most {MOST_MEMBERS}, got "
+        f"{members}; set members to 8 or so."
     )
 
 
@@ -112,19 +43,21 @@ class UncertainSampler(io.ComfyNode):
         return members_problem(members) or True
 
 
-def sample(
-    run: Run, model, latent: dict, head, quality: str, members: int, options: UncertaintyOptions | None, seed: int
-):
-    """Check what the user gave, then sample: ``(latent, denoised latent, uncertainty)``."""
+def bind(head, model, latent: dict, members: int, seed: int) -> Posterior:
+    """Check what the user gave, before any work: the posterior of ``model``."""
     if problem := members_problem(members):
         raise ValueError(problem)
     check_latent(model, latent)
-    layer = check_head(head, model)
-    estimator = Ensemble(members) if quality == ENSEMBLE else QUALITIES[quality]
-    if options is not None and options.estimator is not None:
-        estimator = options.estimator
-    wishes = Wishes() if options is None else options.wishes
-    return sample_with_uncertainty(run, model, layer, head, estimator, seed, wishes)
+    return Posterior.bind(head, model, seed)
+
+
+def sample(
+    run: Run, latent: dict, posterior: Posterior, quality: str, members: int, options: UncertaintyOptions | None
+) -> Sampled:
+    options = options or UncertaintyOptions()
+    estimator = options.estimator or make_quality(quality, members)
+    progress = Progress(posterior.model, options.map_preview)
+    return sample_with_uncertainty(run, latent, posterior, estimator, options.save_at, progress)
 
 
 class KSamplerBayesDiff(UncertainSampler):
@@ -135,20 +68,12 @@ class KSamplerBayesDiff(UncertainSampler):
             display_name="KSampler (BayesDiff)",
             category=CATEGORY,
             **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
-            description="The stock KSampler, latent for latent, and beside it how unsure the model is of every part of "
-            "the picture.",
+            description="Returns the stock KSampler's latent, bit for bit, plus a map of how unsure the model is.",
             inputs=[
                 io.Model.Input("model", tooltip="The model used for denoising the input latent."),
-                seed_input("seed"),
+                seed_input(),
                 *schedule_inputs(),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Amount of denoising; below 1 keeps the structure of the input latent.",
-                ),
+                denoise_input(),
                 *uncertainty_inputs(),
             ],
             outputs=[
@@ -158,17 +83,15 @@ class KSamplerBayesDiff(UncertainSampler):
         )
 
     @classmethod
-    def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, head, quality,
-        members, options=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        def run(model):
-            return common_ksampler(
-                model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-            )[0]
+    def execute(cls, model, seed, latent_image, head, quality, members, options=None, **settings) -> io.NodeOutput:
+        run_settings = RunSettings(**settings)
 
-        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, options, seed)
-        return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
+        def run(model, latent):
+            return run_settings.sample(model, latent, seed)
+
+        posterior = bind(head, model, latent_image, members, seed)
+        sampled = sample(run, latent_image, posterior, quality, members, options)
+        return io.NodeOutput(sampled.latent, sampled.uncertainty, sampled.uncertainty.scores().tolist())
 
 
 class KSamplerAdvancedBayesDiff(UncertainSampler):
@@ -180,11 +103,11 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
             display_name="KSampler Advanced (BayesDiff)",
             category=CATEGORY,
             **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
-            description="The stock KSampler (Advanced), latent for latent, and beside it the uncertainty. Of a run in "
-            "stages it sees its own stage alone.",
+            description="Returns the stock KSampler (Advanced)'s latent, bit for bit, plus a map of how unsure the "
+            "model is. In a multi-stage run, measures only its own stage.",
             inputs=[
                 io.Model.Input("model", tooltip="The model used for denoising the input latent."),
-                io.Combo.Input("add_noise", options=switch, tooltip="Whether noise is added to the latent at first."),
+                io.Combo.Input("add_noise", options=switch, tooltip="Whether to add noise to the latent first."),
                 seed_input("noise_seed"),
                 *schedule_inputs(),
                 io.Int.Input("start_at_step", default=0, min=0, max=10000, tooltip="First step of this stage."),
@@ -192,7 +115,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
                 io.Combo.Input(
                     "return_with_leftover_noise",
                     options=switch[::-1],
-                    tooltip="Enable to leave the noise of the steps to come in the latent, for another stage.",
+                    tooltip="Enable to leave the noise of later steps in the latent, for another stage.",
                 ),
                 *uncertainty_inputs(),
             ],
@@ -206,18 +129,34 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
 
     @classmethod
     def execute(
-        cls, model, add_noise, noise_seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
-        start_at_step, end_at_step, return_with_leftover_noise, head, quality, members, options=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        def run(model):
-            return common_ksampler(
-                model, noise_seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
-                disable_noise=add_noise == "disable", start_step=start_at_step, last_step=end_at_step,
-                force_full_denoise=return_with_leftover_noise == "disable",
-            )[0]  # fmt: skip
+        cls,
+        model,
+        add_noise,
+        noise_seed,
+        latent_image,
+        start_at_step,
+        end_at_step,
+        return_with_leftover_noise,
+        head,
+        quality,
+        members,
+        options=None,
+        **settings,
+    ) -> io.NodeOutput:
+        run_settings = RunSettings(**settings)
+        stage = dict(
+            disable_noise=add_noise == "disable",
+            start_step=start_at_step,
+            last_step=end_at_step,
+            force_full_denoise=return_with_leftover_noise == "disable",
+        )
 
-        latent, _, uncertainty = sample(run, model, latent_image, head, quality, members, options, noise_seed)
-        return io.NodeOutput(latent, uncertainty, uncertainty.scores().tolist())
+        def run(model, latent):
+            return run_settings.sample(model, latent, noise_seed, **stage)
+
+        posterior = bind(head, model, latent_image, members, noise_seed)
+        sampled = sample(run, latent_image, posterior, quality, members, options)
+        return io.NodeOutput(sampled.latent, sampled.uncertainty, sampled.uncertainty.scores().tolist())
 
 
 class SamplerCustomBayesDiff(UncertainSampler):
@@ -228,21 +167,21 @@ class SamplerCustomBayesDiff(UncertainSampler):
             display_name="SamplerCustomAdvanced (BayesDiff)",
             category=CATEGORY,
             **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
-            description="The stock SamplerCustomAdvanced with any guider, sampler and sigmas, latent for latent, and "
-            "beside it the uncertainty.",
+            description="Returns the stock SamplerCustomAdvanced's latents, bit for bit, plus a map of how unsure the "
+            "model is. Takes any guider, sampler and sigmas.",
             inputs=[
-                io.Noise.Input("noise", tooltip="Noise to start from; its seed is the draws' too."),
-                io.Guider.Input("guider", tooltip="Model, prompts and how they are mixed."),
+                io.Noise.Input("noise", tooltip="Starting noise; its seed also seeds the draws."),
+                io.Guider.Input("guider", tooltip="Model, prompts and how to mix them."),
                 io.Sampler.Input("sampler", tooltip="The sampling algorithm."),
-                io.Sigmas.Input("sigmas", tooltip="Noise levels of the steps."),
-                io.Latent.Input("latent_image", tooltip="The latent to denoise; a noise mask in it is honoured."),
+                io.Sigmas.Input("sigmas", tooltip="Sigmas of the steps."),
+                io.Latent.Input("latent_image", tooltip="The latent to denoise; its noise mask is honoured."),
                 *uncertainty_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
                     "latent", display_name="latent", tooltip="The stock SamplerCustomAdvanced's output, bit for bit."
                 ),
-                io.Latent.Output("denoised_latent", display_name="denoised latent", tooltip="Its denoised output."),
+                io.Latent.Output("denoised_latent", display_name="denoised latent", tooltip="The denoised output."),
                 *uncertainty_outputs(),
             ],
         )
@@ -251,12 +190,8 @@ class SamplerCustomBayesDiff(UncertainSampler):
     def execute(
         cls, noise, guider, sampler, sigmas, latent_image, head, quality, members, options=None
     ) -> io.NodeOutput:
-        def run(model):
-            guiding = copy.copy(guider)
-            # Its options stay its own; the host adds the model's wrappers to them.
-            guiding.model_patcher = model
-            return SamplerCustomAdvanced.execute(noise, guiding, sampler, sigmas, latent_image)[0]
-
-        model = guider.model_patcher
-        latent, denoised, uncertainty = sample(run, model, latent_image, head, quality, members, options, noise.seed)
-        return io.NodeOutput(latent, denoised, uncertainty, uncertainty.scores().tolist())
+        run = custom_run(noise, guider, sampler, sigmas)
+        posterior = bind(head, guider.model_patcher, latent_image, members, noise.seed)
+        sampled = sample(run, latent_image, posterior, quality, members, options)
+        scores = sampled.uncertainty.scores().tolist()
+        return io.NodeOutput(sampled.latent, sampled.denoised, sampled.uncertainty, scores)

@@ -1,13 +1,13 @@
-"""One number a picture."""
+"""One number per image."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bayesdiff_core.scores import DEFAULT, SCORES, SEMANTIC_SCORES, inside_cells, score_table
+from ..bayesdiff_core.reading.scores import DEFAULT, SCORES, SEMANTIC_SCORES, inside_cells, score_table
+from ..host.compat import search_words
 from ..host.decode import member_features
-from ..host.schema import search_words
-from .types import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType
 
 
 class UncertaintyScore(io.ComfyNode):
@@ -18,7 +18,7 @@ class UncertaintyScore(io.ComfyNode):
             display_name="Uncertainty Score (BayesDiff)",
             category=CATEGORY,
             **search_words("quality score", "confidence", "rank"),
-            description="One number a picture, higher is less certain: of the whole picture or of the part in a mask.",
+            description="One number per image: higher is less certain. Scores the whole image or the masked part.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Combo.Input(
@@ -26,18 +26,18 @@ class UncertaintyScore(io.ComfyNode):
                     options=[*SCORES, *SEMANTIC_SCORES],
                     default=DEFAULT,
                     tooltip="Sum: of variances, as in the paper. Mean std: what the samplers return. Median: the "
-                    "picture as a whole. Upper quantile: its worst twentieth. Patch maximum: its worst spot. "
-                    "Content-normalised: forgives texture and edges. Feature disagreement and entropy: how differently "
-                    "a CLIP vision model sees what the picture could also have been; they want vae and clip_vision.",
+                    "image as a whole. Upper quantile: its worst twentieth. Patch maximum: its worst spot. "
+                    "Content-normalised: forgives texture and edges. Feature disagreement and entropy: how much CLIP "
+                    "features vary across decoded alternatives; they need vae and clip_vision.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Score only what is masked: one mask for all pictures, or one each, of any size.",
+                    tooltip="Score only the masked part: one mask for all images or one per image, any size.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the members, for the two feature scores."),
+                io.Vae.Input("vae", optional=True, tooltip="Decodes the members for the two feature scores."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Sees the decoded members, for the two feature scores."
+                    "clip_vision", optional=True, tooltip="Reads the decoded members for the two feature scores."
                 ),
             ],
             outputs=[
@@ -45,17 +45,17 @@ class UncertaintyScore(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="One score a picture: higher is less certain. Compare them within one kind of score.",
+                    tooltip="One score per image: higher is less certain. Compare only scores of one kind.",
                 ),
                 io.String.Output(
-                    "table", display_name="table", tooltip="Every picture with its score and rank, 1 for the surest."
+                    "table", display_name="table", tooltip="Each image's score and rank; 1 is the most certain."
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, uncertainty, score, mask=None, vae=None, clip_vision=None) -> io.NodeOutput:
-        uncertainty.std_map()  # no video, no NaN
+        uncertainty.require_images()
         if score in SCORES:
             found = uncertainty.scores(score, mask)
         else:
@@ -67,10 +67,10 @@ class UncertaintyScore(io.ComfyNode):
                 )
             if len(uncertainty.deviations) == 0:
                 raise ValueError(
-                    f"Expected posterior members to see for the score '{score}', got an uncertainty that keeps none; "
+                    f"Expected posterior members for the score '{score}', got an uncertainty without any; "
                     "choose another quality in the sampler, or another score."
                 )
-            inside_cells(mask, *uncertainty.std_map().shape)  # no empty mask, before anything is decoded
+            inside_cells(mask, *uncertainty.std_map().shape)  # rejects an empty mask before decoding
             found = SEMANTIC_SCORES[score](member_features(vae, clip_vision, uncertainty, mask))
         scores = found.tolist()
         return io.NodeOutput(scores, score_table(scores, score))

@@ -1,4 +1,4 @@
-"""What can be said of the pack without a picture: lint, types, the registry's own checks, and what its archive holds.
+"""All checks that need no image: lint, layers, types, the registry's own checks, and the contents of its archive.
 
 Started by ``python dev.py check [NAMES]`` with the Python of .check.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,23 +18,46 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "node.zip"
-# All that a user's copy may hold, and what of it there must be.
+# The name that import-linter knows the pack by.
+PACKAGE, LAYERS = "bayesdiff", ("nodes", "host", "bayesdiff_core")
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+# What a user's copy may contain, and what it must contain.
 KNOWN = re.compile(
     r"(__init__\.py|LICENSE|README\.md|CHANGELOG\.md|pyproject\.toml|requirements\.txt"
     r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py|demo_model/(README\.md|emoji_\w+\.safetensors|pictures/[\w ]+\.webp)"
     r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|workflows/[\w-]+\.(json|jpg))"
 )
 NEEDED = (
-    "__init__.py", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "requirements.txt",
-    "demo_model/emoji_unet.safetensors", "demo_model/emoji_vae.safetensors", "demo_model/README.md",
-    "workflows/quickstart.json", "workflows/quickstart.jpg",
-)  # fmt: skip
+    "__init__.py",
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "requirements.txt",
+    "demo_model/emoji_unet.safetensors",
+    "demo_model/emoji_vae.safetensors",
+    "demo_model/README.md",
+    "workflows/quickstart.json",
+    "workflows/quickstart.jpg",
+)
 LARGEST_MIB = 32
-# A graph reaches no code that is made at run time, no other process, no network and no pickle.
+# The pack runs no code that is made at run time, starts no process, uses no network and reads no pickle.
 FORBIDDEN_MODULES = {
-    "aiohttp", "ctypes", "ftplib", "http", "httpx", "marshal", "multiprocessing", "pickle", "requests", "runpy",
-    "shelve", "socket", "subprocess", "urllib",
-}  # fmt: skip
+    "aiohttp",
+    "ctypes",
+    "ftplib",
+    "http",
+    "httpx",
+    "marshal",
+    "multiprocessing",
+    "pickle",
+    "requests",
+    "runpy",
+    "shelve",
+    "socket",
+    "subprocess",
+    "urllib",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "shutil.rmtree"}
 
 
@@ -42,29 +66,59 @@ def tool(name: str, *arguments: str, **options) -> subprocess.CompletedProcess:
 
 
 def lint(host_python: str) -> Iterator[str]:
-    """ruff: style, imports and likely bugs, and the layout of the code."""
+    """ruff: style, imports, likely bugs and the format of the code."""
     for arguments in (["check"], ["format", "--check"]):
         if tool("ruff", *arguments).returncode:
-            yield f"ruff {arguments[0]} found what is above; python -m ruff {arguments[0]} can mend much of it"
+            yield f"ruff {arguments[0]} reports problems, see above; python -m ruff {arguments[0]} can fix many of them"
+
+
+def layers(host_python: str) -> Iterator[str]:
+    """import-linter: the contracts in pyproject.toml. It sees a copy, since this folder may have any name."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PACKAGE
+        copy.mkdir()
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.copy(ROOT / "__init__.py", copy)
+        for layer in LAYERS:
+            shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
+        # import-linter does not look into such folders.
+        for path in sorted({path.parent for path in copy.rglob("*.py")}):
+            if not (path / "__init__.py").exists():
+                yield f"{path.relative_to(copy)} has no __init__.py"
+        command = [sys.executable, "-c", LINT_IMPORTS, "--no-cache"]
+        if subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONUTF8": "1"}).returncode:
+            yield "import-linter reports broken contracts, see above"
 
 
 def types(host_python: str) -> Iterator[str]:
     """basedpyright, with torch as the host has it."""
     if tool("basedpyright", "--pythonpath", host_python).returncode:
-        yield "basedpyright found what is above"
+        yield "basedpyright reports problems, see above"
 
 
 def comfy(*arguments: str) -> str:
-    """A command of comfy-cli on this folder, with a home of its own: it writes its settings there, and asks nothing."""
+    """A comfy-cli command on this folder. It has a home of its own for its settings, and asks nothing."""
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {
-            "HOME": home, "USERPROFILE": home, "DO_NOT_TRACK": "1", "NO_COLOR": "1", "PYTHONUTF8": "1",
+            "HOME": home,
+            "USERPROFILE": home,
+            "DO_NOT_TRACK": "1",
+            "NO_COLOR": "1",
+            "PYTHONUTF8": "1",
             "GIT_CONFIG_GLOBAL": str(Path.home() / ".gitconfig"),
-        }  # fmt: skip
+        }
         result = tool(
-            "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", *arguments, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-        )  # fmt: skip
+            "comfy_cli",
+            "--skip-prompt",
+            "--no-enable-telemetry",
+            "node",
+            *arguments,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
     return result.stdout + (f"\nexit status {result.returncode}" if result.returncode else "")
 
 
@@ -76,7 +130,7 @@ def registry(host_python: str) -> Iterator[str]:
 
 
 def archive(host_python: str) -> Iterator[str]:
-    """``comfy node pack``: the archive holds what it should, nothing dangerous, and is a whole pack by itself."""
+    """``comfy node pack``: the archive holds what it should and nothing dangerous, and loads in ComfyUI."""
     said = comfy("pack")
     if not ARCHIVE.exists() or "arning" in said or "not found" in said or "exit status" in said:
         yield f"comfy node pack says:\n{said}"
@@ -85,12 +139,13 @@ def archive(host_python: str) -> Iterator[str]:
         with zipfile.ZipFile(ARCHIVE) as packed, tempfile.TemporaryDirectory() as folder:
             names = packed.namelist()
             packed.extractall(folder)
-            yield from (f"{name} has no place in the archive; name it in .comfyignore" for name in names
-                        if not KNOWN.fullmatch(name))  # fmt: skip
-            yield from (f"the archive lacks {name}" for name in NEEDED if name not in names)
             for name in names:
+                if not KNOWN.fullmatch(name):
+                    yield f"{name} does not belong in the archive; add it to .comfyignore"
                 if name.endswith(".py"):
                     yield from dangers(name, packed.read(name).decode())
+            modules = [path.relative_to(ROOT).as_posix() for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+            yield from (f"the archive lacks {name}" for name in (*NEEDED, *modules) if name not in names)
             size = ARCHIVE.stat().st_size / 2**20
             print(f"the archive: {len(names)} files, {size:.1f} MiB")
             if size > LARGEST_MIB:
@@ -104,7 +159,7 @@ def archive(host_python: str) -> Iterator[str]:
 
 
 def comfy_test(pack: Path) -> Iterator[str]:
-    """comfy-test's levels that need no server: SYNTAX, JAVASCRIPT and HAZARDS."""
+    """The levels of comfy-test that need no server: SYNTAX, JAVASCRIPT and HAZARDS."""
     from comfy_test.orchestration.levels import hazards
 
     command = [sys.executable, "-c", "from comfy_test.cli import main; main()", "lint"]
@@ -115,7 +170,7 @@ def comfy_test(pack: Path) -> Iterator[str]:
         yield from (f"comfy-test, hazard {name} ({about}): {found}" for found in find(pack))
 
 
-# Run by the host's Python: the archive alone, its nodes and its demo model.
+# For the host's Python: loads the nodes and the demo model of the unpacked archive.
 LOAD_PACK = """
 import asyncio, importlib.util, sys
 folder = sys.argv.pop()
@@ -136,7 +191,7 @@ print(f"unpacked and loaded: {len(found)} nodes")
 
 
 def dangers(name: str, source: str) -> Iterator[str]:
-    """What a file imports or calls that nothing in a user's graph should reach."""
+    """Forbidden imports and calls in a file."""
     for node in ast.walk(ast.parse(source)):
         modules: list[str] = []
         if isinstance(node, ast.Import):
@@ -150,12 +205,14 @@ def dangers(name: str, source: str) -> Iterator[str]:
             yield f"{name}:{node.lineno} calls {called}"
 
 
-CHECKS = {check.__name__: check for check in (lint, types, registry, archive)}
+CHECKS = {check.__name__: check for check in (lint, layers, types, registry, archive)}
 
 
 def main(host_python: str, *names: str) -> int:
     if unknown := [name for name in names if name not in CHECKS]:
-        print(f"Expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}; name some of those, or none for all.")
+        print(
+            f"Expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}; name some of these, or none to run all."
+        )
         return 2
     failed = []
     for name in names or CHECKS:

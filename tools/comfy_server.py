@@ -80,17 +80,23 @@ class ComfyServer:
         port: where to listen; a free one if not given.
         arguments: more arguments of the host's own command line.
         python: what runs it, if not this Python.
-        packs: folders of other packs to load beside this one.
+        packs: folders of other packs to load with this one.
+        pack: the folder of this pack, if not the repository.
 
     Raises:
         ServerProblem: the port is taken, or the host does not come up; the end of its log is in the message.
     """
 
     def __init__(
-        self, folder: Path, port: int | None = None, arguments: tuple[str, ...] = (), python: Path | None = None,
+        self,
+        folder: Path,
+        port: int | None = None,
+        arguments: tuple[str, ...] = (),
+        python: Path | None = None,
         packs: tuple[Path, ...] = (),
-    ):  # fmt: skip
-        self.folder, self.arguments, self.packs = Path(folder).resolve(), arguments, packs
+        pack: Path = ROOT,
+    ):
+        self.folder, self.arguments, self.packs, self.pack = Path(folder).resolve(), arguments, packs, pack
         self.python = python or sys.executable
         self.comfyui = Path(os.environ["BAYESDIFF_COMFYUI"])
         self.port = port or free_port()
@@ -103,7 +109,7 @@ class ComfyServer:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise ServerProblem(f"Port {self.port} is taken by another program; choose another with --port.")
-        link_pack(self.folder / "custom_nodes")
+        link_pack(self.folder / "custom_nodes", self.pack)
         for pack in self.packs:
             link_pack(self.folder / "custom_nodes", pack, pack.name)
         (self.folder / "user").mkdir(exist_ok=True)

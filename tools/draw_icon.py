@@ -17,9 +17,17 @@ SIDE, BANNER = 400, (1260, 540)
 SCALE = 4  # drawn larger and reduced, for smooth edges
 # From certain to uncertain: the colours of the pack's maps, a few of inferno's.
 COLOURS = numpy.array(
-    [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39),
-     (252, 255, 164)]
-)  # fmt: skip
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ]
+)
 CELLS = 8
 WHITE = (255, 255, 250)
 

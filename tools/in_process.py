@@ -1,7 +1,7 @@
 """The host's modules and this pack in the present process, for tests and benchmarks.
 
 The repository root stays off ``sys.path``, where its ``nodes`` folder would hide the host's own module; the pack is
-imported as the host imports it, by its path, under the name ``bayesdiff``.
+imported as the host imports it, by its path, under the name ``bayesdiff``. The core alone goes by its own name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ def import_file(name: str, path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def import_core() -> None:
+    """Import ``bayesdiff_core`` by its own name, without the host and without the pack."""
+    if "bayesdiff_core" not in sys.modules:
+        import_file("bayesdiff_core", ROOT / "bayesdiff_core" / "__init__.py")
 
 
 def import_host_and_pack() -> None:

@@ -13,21 +13,40 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 
 COMMON = dict(
-    image_size=32, in_channels=4, out_channels=4, model_channels=320, num_head_channels=-1,
-    use_spatial_transformer=True, legacy=False,
-)  # fmt: skip
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=320,
+    num_head_channels=-1,
+    use_spatial_transformer=True,
+    legacy=False,
+)
 CONFIGS = {
-    "SD 1.5": COMMON | dict(
-        num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-        transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, context_dim=768, num_heads=8,
+    "SD 1.5": dict(
+        COMMON,
+        num_res_blocks=[2, 2, 2, 2],
+        channel_mult=[1, 2, 4, 4],
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_output=[1] * 9 + [0] * 3,
+        transformer_depth_middle=1,
+        context_dim=768,
+        num_heads=8,
         use_linear_in_transformer=False,
     ),
-    "SDXL": COMMON | dict(
-        num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], transformer_depth=[0, 0, 2, 2, 10, 10],
-        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, context_dim=2048,
-        num_head_channels=64, use_linear_in_transformer=True, num_classes="sequential", adm_in_channels=2816,
+    "SDXL": dict(
+        COMMON,
+        num_res_blocks=[2, 2, 2],
+        channel_mult=[1, 2, 4],
+        transformer_depth=[0, 0, 2, 2, 10, 10],
+        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+        transformer_depth_middle=10,
+        context_dim=2048,
+        num_head_channels=64,
+        use_linear_in_transformer=True,
+        num_classes="sequential",
+        adm_in_channels=2816,
     ),
-}  # fmt: skip
+}
 EXTRAS = {"SD 1.5": {}, "SDXL": {"pooled_output": torch.full((1, 1280), 0.3)}}
 
 

@@ -70,9 +70,15 @@ def maps(server: ComfyServer) -> Image.Image:
     graph, modes = uncertain_batch(2), {"latent": "inferno", "pixels": "viridis"}
     for mode, colours in modes.items():
         graph[mode] = node(
-            "BayesDiffUncertaintyMap", uncertainty=["4", 1], vae=["1", 3], scale="each image", opacity=0.85,
-            resolution=mode, colours=colours, colour_bar=True,
-        )  # fmt: skip
+            "BayesDiffUncertaintyMap",
+            uncertainty=["4", 1],
+            vae=["1", 3],
+            scale="each image",
+            opacity=0.85,
+            resolution=mode,
+            colours=colours,
+            colour_bar=True,
+        )
         graph[f"save {mode}"] = node("SaveImage", images=[mode, 5], filename_prefix=mode)
     pictures = server.files(server.run(graph))
     sheets = [Image.open(pictures[f"save {mode}"][0]).convert("RGB") for mode in modes]
@@ -113,9 +119,13 @@ def masks(server: ComfyServer, pictures: int = 4) -> Image.Image:
 def plot(server: ComfyServer) -> Image.Image:
     graph = uncertain_batch(24, "draft")
     graph["plot"] = node(
-        "BayesDiffUncertaintyPlot", uncertainty=["4", 1], plot="scores of the batch", score="mean std", width=768,
+        "BayesDiffUncertaintyPlot",
+        uncertainty=["4", 1],
+        plot="scores of the batch",
+        score="mean std",
+        width=768,
         height=448,
-    )  # fmt: skip
+    )
     graph["save"] = node("SaveImage", images=["plot", 0], filename_prefix="plot")
     return Image.open(server.files(server.run(graph))["save"][0])
 
@@ -127,10 +137,18 @@ def samples(server: ComfyServer, side: int = 6) -> Image.Image:
     for i, name in enumerate(names):
         graph[f"demo{i}"] = node("BayesDiffDemoModel", prompt=name)
         graph[f"sample{i}"] = node(
-            "KSampler", model=[f"demo{i}", 0], positive=[f"demo{i}", 1], negative=[f"demo{i}", 2],
-            latent_image=["empty", 0], seed=i, steps=24, cfg=3.0, sampler_name="dpmpp_2m", scheduler="karras",
+            "KSampler",
+            model=[f"demo{i}", 0],
+            positive=[f"demo{i}", 1],
+            negative=[f"demo{i}", 2],
+            latent_image=["empty", 0],
+            seed=i,
+            steps=24,
+            cfg=3.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
             denoise=1.0,
-        )  # fmt: skip
+        )
         graph[f"decode{i}"] = node("VAEDecode", samples=[f"sample{i}", 0], vae=[f"demo{i}", 3])
         graph[f"save{i}"] = node("SaveImage", images=[f"decode{i}", 0], filename_prefix=f"grid{i:02}")
     pictures = server.files(server.run(graph))

@@ -1,4 +1,4 @@
-"""What benchmarks measure: time, memory, calls of a network, and agreement of maps."""
+"""What benchmarks measure: time, memory, network calls, agreement of maps, and a control that needs no network."""
 
 from __future__ import annotations
 
@@ -72,3 +72,13 @@ def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
     ranks = [values.flatten(1).argsort(1).argsort(1).double() for values in (a, b)]
     centred = [values - values.mean(1, keepdim=True) for values in ranks]
     return float(torch.nn.functional.cosine_similarity(*centred).mean())
+
+
+def gradient_energy(latent: torch.Tensor) -> torch.Tensor:
+    """Mean square of the differences to the right and lower neighbour, ``(n, h, w)``; edges repeat.
+
+    The control: a map that knows texture and edges alone.
+    """
+    padded = torch.nn.functional.pad(latent, (0, 1, 0, 1), mode="replicate")
+    right, down = padded[..., :-1, 1:] - latent, padded[..., 1:, :-1] - latent
+    return (right.square() + down.square()).mean(1)

@@ -1,89 +1,89 @@
-"""What make_workflows.py says and shows of each shared workflow: note, thumbnail, and where its model files are."""
+"""What make_workflows.py puts into each shared workflow: note, thumbnail, and where its model files are."""
 
 from __future__ import annotations
 
 NOTES = {
     "quickstart": (
         "## BayesDiff quick start\n"
-        "1. A small **demo model** draws four emoji, and a **Laplace head** learns how unsure its last layer is.\n"
-        "2. **KSampler (BayesDiff)** returns the stock KSampler's latent and how unsure the model is of each part; the "
-        "least certain part becomes a **mask**, and stock inpainting draws it again.\n"
-        "3. **Try** another prompt in *Demo model*, or put your own checkpoint, prompts and VAE in its place."
+        "1. A small **demo model** draws four emoji. A **Laplace head** measures how unsure its last layer is.\n"
+        "2. **KSampler (BayesDiff)** returns the stock KSampler's latent, bit for bit, plus a map of how unsure the "
+        "model is. The least certain part becomes a **mask**, and stock inpainting redraws it.\n"
+        "3. **Try** another prompt in *Demo model*, or use your own checkpoint, prompts and VAE instead."
     ),
     "batch_filter": (
-        "## Keep the surest of a batch\n"
-        "1. Eight pictures are sampled, each with a score: lower is surer.\n"
-        "2. **Filter by Uncertainty** parts pictures, latents and uncertainty alike into kept and dropped; the contact "
-        "sheet shows all by rank.\n"
-        "3. **Try** another *rule*: mean + n deviations is the paper's. Connect masks or prompts to part them too."
+        "## Keep the most certain of a batch\n"
+        "1. Eight images are sampled, each with a score: lower is more certain.\n"
+        "2. **Filter by Uncertainty** splits images, latents and uncertainty into kept and dropped. The contact sheet "
+        "shows all images by rank.\n"
+        "3. **Try** another *rule*: mean + n deviations is the paper's. Connect masks or prompts to split them too."
     ),
     "best_of_n": (
         "## Best of N\n"
-        "1. Sixteen seeds are sampled for half of their steps and ranked by what they would become.\n"
-        "2. Only the surest four are sampled to the end; the report counts the network calls that this saves.\n"
-        "3. **Try** a smaller *share*, which saves more and ranks worse, or no *score_finished*, if no map is wanted."
+        "1. Sixteen seeds are sampled for half of their steps and ranked by how unsure the model is of the result.\n"
+        "2. Only the four most certain are finished. The report counts the network calls that this saves.\n"
+        "3. **Try** a smaller *share*, which saves more and ranks worse. Without a map, switch *score_finished* off."
     ),
     "mask_to_inpaint": (
         "## From the map to an inpainting mask\n"
-        "1. **Hard mask**: pictures are encoded, redrawn inside the mask by the stock KSampler, and pasted back, so "
-        "that nothing else changes. Takes any picture and mask.\n"
-        "2. **Soft mask**: with *Differential Diffusion* the less certain parts are redrawn more.\n"
+        "1. **Hard mask**: images are encoded, redrawn inside the mask by the stock KSampler, and pasted back, so "
+        "nothing else changes. This works with any image and mask.\n"
+        "2. **Soft mask**: with *Differential Diffusion*, less certain parts are redrawn more.\n"
         "3. **Try** the mask's *area*, *threshold* and *grow*, and the *denoise* of the repairs."
     ),
     "repair_loop": (
-        "## Mend, score again, keep the better\n"
-        "1. **Repair** masks the least certain part of each picture, redraws it and scores the result, in two rounds.\n"
-        "2. A mended picture takes the place of the other only if the model is surer of it; the report says what each "
-        "round did, and all candidates come out, the original first.\n"
+        "## Repair, score again, keep the better\n"
+        "1. **Repair** masks the least certain part of each image, redraws it and scores the result, in two rounds.\n"
+        "2. A repaired image replaces the other only if the model is more certain of it. The report lists each round, "
+        "and *candidates* returns all versions, the original first.\n"
         "3. **Try** more *rounds*, a larger *denoise*, or the *method* rectify, which changes less."
     ),
     "variations": (
-        "## Variations of a picture\n"
-        "1. **Resample** goes back to a point of a picture's sampling, draws there from what the model holds possible, "
-        "and finishes again: each picture comes out first, then its variations.\n"
-        "2. With a mask only the inside varies; here it is the least certain part.\n"
-        "3. **Try** *start_at*: early changes shapes, late only details; and *strength*: 1 goes as far as the "
-        "model is unsure, often hardly visible; here it is 4."
+        "## Variations of an image\n"
+        "1. **Resample** goes back to a point of an image's sampling, draws from what the model finds possible there, "
+        "and finishes again. It returns each image first, then its variations.\n"
+        "2. With a mask, only the inside varies. Here it is the least certain part.\n"
+        "3. **Try** *start_at*: early changes shapes, late only details. Try *strength*: 1 goes as far as the model is "
+        "unsure, often hardly visible; here it is 4."
     ),
     "fit_a_head": (
         "## Fit, save and load a Laplace head\n"
-        "1. Fit once a model and save: on the model's **own samples**, which needs no data, or on **pictures**; put "
-        "*Load Image* in the place of those drawn here, or set *fit_on* to *folder*.\n"
-        "2. Heads are kept in `models/laplace_heads`. After the first run press R, select group 4 and press Ctrl+M: "
+        "1. Fit once per model and save the head. Fit on the model's **own samples**, which needs no data, or on "
+        "**images**: use *Load Image* instead of the images drawn here, or set *fit_on* to *folder*.\n"
+        "2. Heads are saved in `models/laplace_heads`. After the first run, press R, select group 4 and press Ctrl+M: "
         "the loaded head gives the same scores.\n"
         "3. **Try** fewer *samples*, or another *structure*, and compare maps and scores."
     ),
     "sampler_custom_advanced": (
-        "## With noise, guider, sampler and sigmas of your own\n"
-        "1. **SamplerCustomAdvanced (BayesDiff)** takes what the stock node takes and returns the same latent.\n"
+        "## Use your own noise, guider, sampler and sigmas\n"
+        "1. **SamplerCustomAdvanced (BayesDiff)** takes the stock node's inputs and returns its latent, bit for bit.\n"
         "2. **Uncertainty Options** keeps the uncertainty at each of the sigmas, for the plot, and shows it in the "
-        "preview; the map is measured in pixels.\n"
+        "preview. The map is measured in pixels.\n"
         "3. **Try** another guider or sampler, or another *estimator* in the options."
     ),
     "sd15": (
-        "## SD 1.5: where is it unsure, and mend it\n"
-        "1. Choose **your checkpoint** in *Your checkpoint* and press Run: a head is fitted, four pictures are sampled "
-        "with their uncertainty, and the least certain part of each is drawn again.\n"
-        "2. Fitting is the long part. Next time connect *Load the head* in its place and mute group 2 (Ctrl+M).\n"
+        "## SD 1.5: find where it is unsure, and repair it\n"
+        "1. Choose **your checkpoint** in *Your checkpoint* and press Run: a head is fitted, four images are sampled "
+        "with their uncertainty, and the least certain part of each is redrawn.\n"
+        "2. Fitting takes longest. Next time, connect *Load the head* instead and mute group 2 (Ctrl+M).\n"
         "3. **Try** quality *draft* for speed, *precise* for a map with less noise."
     ),
     "sdxl": (
-        "## SDXL: where is it unsure, and mend it\n"
-        "1. Choose **your checkpoint** in *Your checkpoint* and press Run: a head is fitted, two pictures are sampled "
-        "with their uncertainty, and the least certain part of each is drawn again.\n"
-        "2. Fitting is the long part. Next time connect *Load the head* in its place and mute group 2 (Ctrl+M).\n"
+        "## SDXL: find where it is unsure, and repair it\n"
+        "1. Choose **your checkpoint** in *Your checkpoint* and press Run: a head is fitted, two images are sampled "
+        "with their uncertainty, and the least certain part of each is redrawn.\n"
+        "2. Fitting takes longest. Next time, connect *Load the head* instead and mute group 2 (Ctrl+M).\n"
         "3. **Try** quality *draft* for speed, *precise* for a map with less noise."
     ),
     "flux": (
-        "## Flux: where is it unsure, and mend it\n"
-        "1. Choose **your files** in the three loaders and press Run: a head is fitted at cfg 1, one picture is "
-        "sampled with its uncertainty, and its least certain part is drawn again.\n"
-        "2. Fitting is the long part. Next time connect *Load the head* in its place and mute group 2 (Ctrl+M).\n"
+        "## Flux: find where it is unsure, and repair it\n"
+        "1. Choose **your files** in the three loaders and press Run: a head is fitted at cfg 1, one image is "
+        "sampled with its uncertainty, and its least certain part is redrawn.\n"
+        "2. Fitting takes longest. Next time, connect *Load the head* instead and mute group 2 (Ctrl+M).\n"
         "3. **Try** quality *balanced* or *precise* for a map with less noise."
     ),
 }
 
-# Four pictures or one, as node and number in its batch; or a card, where the graph cannot be run without a model file.
+# Four images or one, as node and number in its batch; or a card if the graph cannot run without a model file.
 THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "quickstart": [("13", 0), ("15", 0), ("16", 0), ("17", 0)],
     "batch_filter": [("10", 0)],
@@ -98,7 +98,7 @@ THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "flux": {"title": "Flux", "lines": ["needs your model,", "text encoders and VAE"]},
 }
 
-# As ComfyUI's own templates name them, so that the page can offer the file where it is missing.
+# Named as in ComfyUI's own templates, so that the page can offer a missing file.
 HUB = "https://huggingface.co"
 MODELS = {
     "v1-5-pruned-emaonly-fp16.safetensors": {

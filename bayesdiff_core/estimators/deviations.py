@@ -7,7 +7,7 @@ with dD extrapolated as in DPM-Solver++ (2M) (Lu et al. 2022). Noise that the sa
 cancels; how strongly it made the run forget is read off the nominal run, so no sampler is re-implemented.
 
 Few members make a noisy map, so what they say of each cell is moderated by what the nominal run shows for nothing, see
-:mod:`~..moderation`.
+:mod:`.moderation`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..moderation import covariates, effective_channels, moderate
-from ..nominal import NominalRun, State, kept
-from . import Estimate
+from .base import Estimate, Estimator, NominalRun, knob
 from .ensemble import EnsembleVariance
+from .moderation import covariates, effective_channels, moderate
+from .trajectory import Scales, State, Trajectory
 
 # Noise over signal of the first and the last state that are worth a call. Above, a deviation is forgotten again; below,
 # it only passes through. Chosen with the ensemble as the truth, see docs/sampling.md.
@@ -29,9 +30,10 @@ HIGH, LOW = 15.0, 0.2
 
 
 def choose_states(levels: list[float], count: int) -> list[int]:
-    """Indices of at most ``count`` states, those nearest to a Karras spacing of noise over signal.
+    """Indices of at most ``count`` states, those nearest to a Karras spacing (Karras et al. 2022, equation 5).
 
-    Karras et al. 2022, equation 5.
+    Args:
+        levels: noise over signal of all states.
     """
     levels = [min(max(level, LOW / 10), HIGH) for level in levels]
     high = max(levels)
@@ -50,95 +52,101 @@ LEAST_LEFT = 0.05
 # A sampler that keeps less than this of its noise renews it, and forgets with it: there extrapolating is unstable.
 LEAST_KEPT = 0.9
 
+# ``dD`` at a state, for a deviation delta of x (None for no deviation): one perturbed network call.
+Deviate = Callable[[State, torch.Tensor | None], torch.Tensor]
+
+
+class Stride(NamedTuple):
+    """The affine step of a deviation from one chosen state: ``a delta + (alpha' - a alpha) slope``."""
+
+    signal: float
+    delta: torch.Tensor
+    slope: torch.Tensor
+
+    def to(self, signal: float, contraction: float) -> torch.Tensor:
+        """The deviation where the signal has the scale alpha' and a of the state's own is left."""
+        return contraction * self.delta + (signal - contraction * self.signal) * self.slope
+
+
+def log_snr_step(state: State, end: Scales, left: float, is_last: bool) -> float | None:
+    """The length of a step in log-SNR, in which the multistep solver extrapolates linearly; None where it must not."""
+    renewed = not is_last and left * state.noise < LEAST_KEPT * end.noise
+    if left <= LEAST_LEFT or renewed or state.signal <= 0 or end.signal <= 0:
+        return None
+    return math.log(end.signal / state.signal) - math.log(left)
+
 
 def follow(
-    states: list[State],
-    chosen: list[int],
-    signal_end: float,
-    deviate: Callable[[State, torch.Tensor | None], torch.Tensor],
-    along: Sequence[int] = (),
+    trajectory: Trajectory, chosen: list[int], deviate: Deviate, along: Sequence[int] = ()
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The deviation of one member at the end of the run, in the sampler's space, and on the way.
 
     Args:
-        states: the nominal run.
         chosen: indices of the states at which the network is called.
-        signal_end: scale of the signal in x at the end of the run.
-        deviate: ``dD`` at a state, for a deviation delta of x (None for no deviation): one perturbed network call.
         along: indices of states at which the deviation is asked for too; before the first chosen one it is zero.
     """
     delta: torch.Tensor | None = None
-    previous: torch.Tensor | None = None
-    previous_step = 0.0
+    previous: tuple[torch.Tensor, float] | None = None
     found: dict[int, torch.Tensor] = {}
-    for position, index in enumerate(chosen):
-        state = states[index]
+    for index, end in zip(chosen, [*chosen[1:], len(trajectory.states)]):
+        state, end_scales = trajectory.states[index], trajectory.scales_at(end)
         change = deviate(state, delta)
-        is_last = position + 1 == len(chosen)
-        end = len(states) if is_last else chosen[position + 1]
-        signal_next = signal_end if is_last else states[end].signal
-        left = kept(states, index, end)
-        renewed = not is_last and left * state.noise < LEAST_KEPT * states[end].noise
-        slope, step = change, None
-        if left > LEAST_LEFT and not renewed and state.signal > 0 and signal_next > 0:
-            # The step in log-SNR, in which the multistep solver extrapolates linearly.
-            step = math.log(signal_next / state.signal) - math.log(left)
-            if previous is not None and step * previous_step > 0:
-                slope = change + (change - previous) * (0.5 * step / previous_step)
-        before = torch.zeros_like(change) if delta is None else delta
-
-        def at(
-            signal: float, left: float, state: State = state, before: torch.Tensor = before, slope: torch.Tensor = slope
-        ) -> torch.Tensor:
-            return left * before + (signal - left * state.signal) * slope
-
-        found |= {j: at(states[j].signal, kept(states, index, j)) for j in along if index <= j < end}
-        delta = at(signal_next, left)
+        left = trajectory.contraction(index, end)
+        step = log_snr_step(state, end_scales, left, is_last=end == len(trajectory.states))
+        slope = change
+        if step is not None and previous is not None and step * previous[1] > 0:
+            slope = change + (change - previous[0]) * (0.5 * step / previous[1])
+        stride = Stride(state.signal, torch.zeros_like(change) if delta is None else delta, slope)
+        found |= {
+            j: stride.to(trajectory.states[j].signal, trajectory.contraction(index, j))
+            for j in along
+            if index <= j < end
+        }
+        delta = stride.to(end_scales.signal, left)
         if step:
-            previous, previous_step = change, step
+            previous = change, step
     assert delta is not None, "a member is followed at one state at least"
     return delta, {j: found.get(j, torch.zeros_like(delta)) for j in along}
 
 
-@dataclasses.dataclass(frozen=True)
-class Deviations:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviations(Estimator):
     """Members followed as deviations from the run.
 
     Attributes:
         states: at about how many states of the run each member is followed.
-        share: calls of the network to spend on members, at most, as a share of those of the run; one member is the
-            least there is.
-        fixed_members: how many members, whatever the share.
+        share: network calls to spend on members, at most, as a share of those of the run; one member is the least.
+        members: how many members; None for as many as the share allows.
         moderated: whether the variance is moderated; otherwise it is the members' bare mean square.
     """
 
-    states: int
+    members: int | None = knob(4, 1, 256, "how many draws of the last layer.", default=None)
+    states: int = knob(5, 1, 1000, "at how many states of the run each draw is followed.", default=5)
     share: float = 1.0
-    fixed_members: int | None = None
     moderated: bool = True
-    name = "deviations"
-    independent_guidance = False
+    name: ClassVar[str] = "deviations"
+    help: ClassVar[str] = "what the qualities use."
 
-    def looks(self, level: float, schedule: list[float]) -> bool:
+    def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
         return self.moderated and any(
-            math.isclose(level, schedule[index], rel_tol=1e-3) for index in choose_states(schedule, self.states)
+            math.isclose(noise_over_signal, schedule[index], rel_tol=1e-3)
+            for index in choose_states(schedule, self.states)
         )
 
-    def members(self, count: int, states: int) -> int:
-        return self.fixed_members or max(1, math.floor(self.share * count / states + 1e-6))
+    def members_within(self, calls: int, states: int) -> int:
+        """How many members to follow at so many states after a run of so many calls."""
+        return self.members or max(1, math.floor(self.share * calls / states + 1e-6))
 
-    def calls(self, count: int) -> int:
-        states = min(self.states, count)
-        return self.members(count, states) * states
+    def calls(self, levels: list[float]) -> int:
+        states = len(choose_states(levels, self.states))
+        return self.members_within(len(levels), states) * states
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        states = run.states
-        chosen = choose_states([state.level for state in states], self.states)
-        members = self.members(len(states), len(chosen))
-        run.expect(members * len(chosen))
-        end = EnsembleVariance(torch.zeros(states[0].x.shape))
-        points = {index: EnsembleVariance(torch.zeros(states[0].x.shape)) for index in along}
-        trend_of, deviations = covariates(states), []
+        trajectory = run.trajectory
+        chosen = choose_states(trajectory.levels, self.states)
+        end = EnsembleVariance(torch.zeros(trajectory.shape))
+        points = {index: EnsembleVariance(torch.zeros(trajectory.shape)) for index in along}
+        trend_of, deviations = covariates(trajectory.states), []
 
         def variance(found: EnsembleVariance) -> torch.Tensor:
             squares = found.mean_square()
@@ -146,14 +154,13 @@ class Deviations:
                 return squares
             return moderate(squares, found.count * effective_channels(torch.stack(deviations)), trend_of)
 
-        for _ in range(members):
-            delta_w = run.draw()
+        for member in range(self.members_within(len(trajectory.states), len(chosen))):
 
-            def deviate(state: State, delta: torch.Tensor | None, delta_w: torch.Tensor = delta_w) -> torch.Tensor:
+            def deviate(state: State, delta: torch.Tensor | None, member: int = member) -> torch.Tensor:
                 x = state.x if delta is None else state.x + delta
-                return run.denoised(state, x, delta_w) - state.denoised
+                return run.denoised(state, x, member) - state.denoised
 
-            delta, passed = follow(states, chosen, run.signal_end, deviate, along)
+            delta, passed = follow(trajectory, chosen, deviate, along)
             deviations.append(delta)
             end.add(delta)
             run.show(variance(end))

@@ -8,6 +8,7 @@ oracle that cheaper estimators are judged by; the relative error of a pixel's va
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
@@ -21,7 +22,7 @@ class Ensemble:
     """
 
     members: int
-    name = "ensemble"
+    name: ClassVar[str] = "ensemble"
 
 
 class EnsembleVariance:

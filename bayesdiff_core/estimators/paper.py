@@ -9,18 +9,19 @@ with Cov(x, eps) by Monte Carlo over S draws ``x_i ~ N(E, V)``, each through the
 draw of W a step, its guidance taken as of two independent predictions.
 
 Kept as published, so with what is wrong with it: the covariance is not centred and its noise swamps it, V may go
-negative, and one W is drawn anew at every step. The picture is not changed by it, which the published code does.
+negative, and one W is drawn anew at every step. The image is not changed by it, which the published code does.
 Other samplers are seen as DDIM or DDPM steps from one evaluation of the network to the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..nominal import NominalRun, State, signal_after
-from . import Estimate
+from .base import Estimate, Estimator, NominalRun, knob
+from .trajectory import State, Trajectory
 
 # The share of the noise that is kept is read off the run, so it is as exact as float32.
 ROUNDING = 1e-3
@@ -31,8 +32,23 @@ def noise_of(state: State, x: torch.Tensor, denoised: torch.Tensor) -> torch.Ten
     return (x - state.signal * denoised) / state.noise
 
 
-@dataclasses.dataclass(frozen=True)
-class Paper:
+def steps_of(trajectory: Trajectory) -> list[tuple[int, int]]:
+    """The first state of each step, and the one whose eps it takes."""
+    count = len(trajectory.states)
+    if trajectory.sampler == "dpm_2":
+        return [(index, min(index + 1, count - 1)) for index in range(0, count, 2)]
+    return [(index, index) for index in range(count)]
+
+
+class Gaussian(NamedTuple):
+    """Mean and variance of x, pixel by pixel."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paper(Estimator):
     """The published recursion.
 
     Attributes:
@@ -40,60 +56,51 @@ class Paper:
         draws: S, draws of x at an uncertain step.
     """
 
-    every: int
-    draws: int
-    name = "paper"
-    independent_guidance = True
+    every: int = knob(5, 1, 1000, "steps from one uncertain step to the next (Skip).", default=5)
+    draws: int = knob(10, 1, 1000, "draws at an uncertain step.", default=10)
+    name: ClassVar[str] = "paper"
+    help: ClassVar[str] = "the paper's recursion as published; for comparison."
+    independent_guidance: ClassVar[bool] = True
 
-    def looks(self, level: float, schedule: list[float]) -> bool:
+    def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
         return True
 
-    def calls(self, count: int) -> int:
-        """Right for DDIM and DDPM, one call a step; DPM-Solver-2 halves the steps and takes two calls a draw."""
-        return self.draws * len(range(self.every, count, self.every))
+    def calls(self, levels: list[float]) -> int:
+        """Right for DDIM and DDPM, one call a step; DPM-Solver-2 halves the steps and takes two calls per draw."""
+        return self.draws * len(range(self.every, len(levels), self.every))
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        states = run.states
-        mean, variance = states[0].x.float(), torch.zeros(states[0].x.shape)
+        trajectory = run.trajectory
+        states = trajectory.states
+        mean, variance = states[0].x.float(), torch.zeros(trajectory.shape)
         found: dict[int, torch.Tensor] = {}
-        # First state of each step, and the one whose eps it takes.
-        steps = [(index, index) for index in range(len(states))]
-        if run.sampler == "dpm_2":
-            steps = [(index, min(index + 1, len(states) - 1)) for index in range(0, len(states), 2)]
-        for number, (first, source) in enumerate(steps):
+        for number, (first, source) in enumerate(steps_of(trajectory)):
             found |= {index: variance for index in along if first <= index <= source}
-            state, seen = states[first], states[source]
-            signal_next = signal_after(run, source)
-            left = state.contraction if source == first else self.of_both_halves(run, first, source)
+            state, seen, end = states[first], states[source], trajectory.scales_at(source + 1)
+            # DPM-Solver-2 is deterministic: a whole step keeps the ratio of the noise scales.
+            left = state.contraction if source == first else end.noise / state.noise
             uncertain, exact = number % self.every == 0, state.signal == 0  # pure noise: nothing is scaled up yet
-            scale = left if exact else signal_next / state.signal
+            scale = left if exact else end.signal / state.signal
             factor = state.noise * (left - scale)
-            noise_next = states[source + 1].noise if source + 1 < len(states) else run.noise_end
-            added = noise_next**2 - (left * state.noise) ** 2
-            if added < ROUNDING * noise_next**2:  # DDIM adds none
+            added = end.noise**2 - (left * state.noise) ** 2
+            if added < ROUNDING * end.noise**2:  # DDIM adds none
                 added = 0.0
             eps, covariance = noise_of(seen, seen.x.float(), seen.denoised.float()), 0.0
             if uncertain and number > 0:
-                eps, covariance = self.sampled(run, state, seen, mean, variance)
+                eps, covariance = self.sampled(run, state, seen, Gaussian(mean, variance))
             if exact:
-                mean = left * mean + signal_next * state.denoised.float()
+                mean = left * mean + end.signal * state.denoised.float()
             else:
                 mean = scale * mean + factor * eps
             variance = scale**2 * variance + 2 * scale * factor * covariance + added
             if uncertain and seen.variance is not None:
-                gain = signal_next if exact else factor * seen.signal / seen.noise
+                gain = end.signal if exact else factor * seen.signal / seen.noise
                 variance = variance + gain**2 * seen.variance
         return Estimate(variance, torch.empty(0, *variance.shape), found)
 
-    @staticmethod
-    def of_both_halves(run: NominalRun, first: int, source: int) -> float:
-        """DPM-Solver-2 is deterministic: a whole step keeps the ratio of the noise levels."""
-        end = run.states[source + 1].noise if source + 1 < len(run.states) else run.noise_end
-        return end / run.states[first].noise
-
-    def sampled(self, run: NominalRun, state: State, seen: State, mean: torch.Tensor, variance: torch.Tensor):
+    def sampled(self, run: NominalRun, state: State, seen: State, of: Gaussian):
         """Mean of eps, and its covariance with x, over the draws."""
-        deviation = variance.clamp(min=0).sqrt()
+        mean, deviation = of.mean, of.variance.clamp(min=0).sqrt()
         eps_sum, product_sum = torch.zeros_like(mean), torch.zeros_like(mean)
         for _ in range(self.draws):
             x = mean + deviation * torch.randn(mean.shape, generator=run.generator)

@@ -2,54 +2,52 @@
 
 Sampler functions are affine in x, denoised and the noise that they inject. So a small change dW of the last layer moves
 the run along a tangent that obeys the sampler's own steps, with no noise, and with the change of ``denoised`` in its
-place: ``T' = step(T, J T + (dD/dF) phi^T dW)``. J T is a finite difference, one call of the network at every state of
-the run; the sampler is the host's, so multistep, CFG++ and stochastic ones are right without a line about them.
+place: ``T' = step(T, J T + (dD/dF) phi^T dW)``. J T is a finite difference, one network call at every state of the
+run; the sampler is the host's, so multistep, CFG++ and stochastic ones are right without a line about them.
 
-As dear as the ensemble, and to first order the same. Where draws lead to another picture altogether the tangents do
-not follow: theirs is the variance of the linearised run.
+They cost as much as the ensemble, and to first order find the same. Where a draw leads to quite another image the
+tangents do not follow: theirs is the variance of the linearised run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
-from ..nominal import NominalRun, State
-from . import Estimate
+from .base import Denoise, Estimate, Estimator, NominalRun, knob
 from .ensemble import EnsembleVariance
+from .trajectory import State
 
 # Share of a draw for the finite difference: small enough to be linear, large enough for half precision.
 SHARE = 0.25
 
 
-@dataclasses.dataclass(frozen=True)
-class Tangents:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tangents(Estimator):
     """Tangents of posterior draws.
 
     Attributes:
         members: how many draws.
     """
 
-    members: int
-    name = "tangents"
-    independent_guidance = False
+    members: int = knob(4, 1, 256, "how many draws of the last layer.", default=4)
+    name: ClassVar[str] = "tangents"
+    help: ClassVar[str] = "linear, through the sampler's own steps; costs as much as an ensemble."
 
-    def looks(self, level: float, schedule: list[float]) -> bool:
-        return False
-
-    def calls(self, count: int) -> int:
-        return self.members * count
+    def calls(self, levels: list[float]) -> int:
+        return self.members * len(levels)
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        end = EnsembleVariance(torch.zeros(run.states[0].x.shape))
-        points = {index: EnsembleVariance(torch.zeros(run.states[0].x.shape)) for index in along}
+        shape = run.trajectory.shape
+        end = EnsembleVariance(torch.zeros(shape))
+        points = {index: EnsembleVariance(torch.zeros(shape)) for index in along}
         members = []
-        for _ in range(self.members):
-            delta_w = SHARE * run.draw()
+        for member in range(self.members):
 
-            def change(state: State, deviation: torch.Tensor, delta_w: torch.Tensor = delta_w) -> torch.Tensor:
-                return run.denoised(state, state.x + deviation, delta_w) - state.denoised
+            def change(denoise: Denoise, state: State, deviation: torch.Tensor, member: int = member) -> torch.Tensor:
+                return denoise(state, state.x + deviation, member, SHARE) - state.denoised
 
             deviation, passed = run.ride(change)
             members.append(deviation / SHARE)

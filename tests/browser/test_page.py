@@ -38,7 +38,7 @@ ALONE = """type => {
                width: node.size[0] * view.scale + 12, height: (node.size[1] + title) * view.scale + 12},
     }
 }"""
-# By node id: the widths of the pictures that it shows.
+# By node id: the widths of the images that it shows.
 WIDTHS = "() => Object.fromEntries(app.graph._nodes.map(n => [n.id, (n.imgs || []).map(i => i.naturalWidth)]))"
 
 
@@ -59,7 +59,7 @@ def run(page) -> None:
 # ---------------------------------------------------------------- templates
 
 
-def test_the_template_browser_shows_every_workflow_with_its_picture(page, server, screenshot):
+def test_the_template_browser_shows_every_workflow_with_its_image(page, server, screenshot):
     open_workflow(page, server, "quickstart")
     page.get_by_role("button", name="Templates").click()
     browser = page.get_by_role("dialog")
@@ -163,7 +163,7 @@ def test_the_help_page_of_a_node_opens_beside_it(page, server, screenshot):
     page.get_by_test_id("info-button").click()
     text = page.locator(".node-help-content")
     expect(text.get_by_role("heading", name="KSampler (BayesDiff)")).to_be_visible()
-    expect(text).to_contain_text("beside it how unsure the model is of every part of the picture")
+    expect(text).to_contain_text("plus a map of how unsure the model is")
     expect(text.get_by_role("img").first).to_have_js_property("naturalWidth", 560)
     screenshot("page_help")
 

@@ -2,14 +2,11 @@ import math
 
 import pytest
 import torch
-from bayesdiff.bayesdiff_core.drawing import (
-    nice_ticks,
-    plot_over_sigma,
-    plot_scores,
-    sheet,
-    with_colour_bars,
-)
-from bayesdiff.bayesdiff_core.maps import colour_map
+
+from bayesdiff_core.drawing.pillow import nice_ticks
+from bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
+from bayesdiff_core.drawing.sheets import sheet, with_colour_bars
+from bayesdiff_core.reading.maps import colour_map
 
 
 @pytest.mark.parametrize(
@@ -39,7 +36,7 @@ def test_a_colour_bar_beside_each_map_leaves_the_map_as_it_was(side):
     assert any(is_close(pixel, [0.267, 0.005, 0.329]) for pixel in bar[side // 2 :]), "dark below"
 
 
-def test_a_sheet_has_a_row_a_picture_and_what_was_given_in_it():
+def test_a_sheet_has_a_row_per_image_and_what_was_given_in_it():
     red, green = torch.zeros(3, 32, 48, 3), torch.zeros(3, 32, 20, 3)
     red[..., 0] = torch.tensor([0.2, 0.6, 1.0])[:, None, None]
     green[..., 1] = 1

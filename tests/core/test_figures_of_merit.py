@@ -24,7 +24,7 @@ def generator():
 
 
 def test_frechet_distance_is_that_of_gaussians(generator):
-    """By scipy's root of the product of covariances, and with fewer pictures than features."""
+    """By scipy's root of the product of covariances, and with fewer images than features."""
     a = torch.randn(300, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double()
     b = torch.randn(200, 6, generator=generator).double() + 1
     root = torch.from_numpy(sqrtm((a.T.cov() @ b.T.cov()).numpy()).real)

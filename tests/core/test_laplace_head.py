@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from bayesdiff.bayesdiff_core import fit
-from bayesdiff.bayesdiff_core.features import LayerGeometry, guided_features
-from bayesdiff.bayesdiff_core.fit import GaussNewton, fit_laplace_head, leading_rank, leading_spectrum
-from bayesdiff.bayesdiff_core.laplace_head import STRUCTURES, LaplaceHead, SpectralPrecision
+
+from bayesdiff_core.posterior import fit
+from bayesdiff_core.posterior.features import LayerGeometry, guided_features
+from bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head, leading_rank, leading_spectrum
+from bayesdiff_core.posterior.laplace_head import STRUCTURES, LaplaceHead, SpectralPrecision
 
 LAYERS = {
     "conv": (torch.nn.Conv2d(3, 2, 3, padding=1), (5, 3, 6, 7)),
@@ -118,7 +119,7 @@ def test_streamed_statistics_and_prior_are_those_of_laplace_torch(layer_and_feat
     assert hessian.noise_std == pytest.approx([0.5, 2.0])
     matrix = hessian.matrix(len(features))
 
-    # Each of the two levels shows every picture, which counts once: half a time at each level.
+    # Each of the two levels shows every image, which counts once: half a time at each level.
     rows = torch.cat([geometry.rows(features), geometry.rows(2 * features)]) / 2**0.5
     noise = torch.tensor([0.5, 2.0]).repeat_interleave(len(rows) // 2)[:, None]
     weights = geometry.weights_of(layer, features)
@@ -217,8 +218,7 @@ def test_draws_have_the_posterior_covariance(layer_and_features, structure):
     layer, features = layer_and_features
     _, head = fitted(layer, features, structure, explained_variance=0.5)
     assert head.precision.structure == structure
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([head.geometry.apply(features[:1], head.draw(generator)) for _ in range(4000)])
+    draws = torch.stack([head.geometry.apply(features[:1], head.draw(0, number)) for number in range(4000)])
     sampled = draws.var(0).movedim(head.geometry.channel_dim, 1)
     expected = head.variance(features[:1])
     for channel in range(head.geometry.out_features):
@@ -230,20 +230,20 @@ def test_more_data_means_more_certainty_and_noise_means_less():
     layer, features = torch.nn.Linear(4, 2).requires_grad_(False), torch.randn(16, 4, 4)
     geometry = LayerGeometry.of(layer)
 
-    def variance(noise: float, pictures: int) -> float:
+    def variance(noise: float, images: int) -> float:
         hessian = GaussNewton(geometry, torch.Generator())
         hessian.add_features(features)
         hessian.add_residual(torch.full((3,), noise))
         hessian.end_level()
         weights = geometry.weights_of(layer, features)
-        head = fit_laplace_head(geometry, weights, hessian.matrix(pictures), "full", 1.0, {})
+        head = fit_laplace_head(geometry, weights, hessian.matrix(images), "full", 1.0, {})
         return float(head.variance(features).mean())
 
     assert variance(1.0, 160) < 0.5 * variance(1.0, 16)
     assert variance(0.1, 16) < 0.1 * variance(1.0, 16)
 
 
-def test_a_picture_counts_once_however_often_it_is_seen(monkeypatch):
+def test_an_image_counts_once_however_often_it_is_seen(monkeypatch):
     """Prompts of several parts call the network more often, and positions beyond a limit are a random choice."""
     features = torch.randn(6, 4, 40, 40, generator=torch.Generator().manual_seed(0)) + 0.5
     layer = torch.nn.Conv2d(4, 2, 3, padding=1)

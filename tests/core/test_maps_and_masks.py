@@ -1,7 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
-from bayesdiff.bayesdiff_core import masks
-from bayesdiff.bayesdiff_core.maps import (
+
+from bayesdiff_core.reading import masks
+from bayesdiff_core.reading.grid import LatentGrid
+from bayesdiff_core.reading.maps import (
     COLOUR_MAPS,
     antithetic_draws,
     colour_map,
@@ -11,12 +15,12 @@ from bayesdiff.bayesdiff_core.maps import (
     pixel_variance,
     resize_map,
 )
-from bayesdiff.bayesdiff_core.uncertainty import Uncertainty
+from bayesdiff_core.reading.uncertainty import Uncertainty
 
 
 def uncertainty(variance):
     nominal = torch.zeros_like(variance)
-    return Uncertainty(variance, nominal, 8, "ensemble", 8, {}, 9.0, nominal[None])
+    return Uncertainty(variance, nominal, LatentGrid(8, 4), "ensemble", 8, {}, 9.0, nominal[None])
 
 
 def test_map_and_score_of_known_variances():
@@ -29,8 +33,11 @@ def test_map_and_score_of_known_variances():
 
 
 def test_video_latents_are_refused_with_a_sentence():
-    with pytest.raises(ValueError, match=r"Expected the uncertainty of image latents .* got shape \(1, 16, 3, 4, 4\)"):
+    sentence = r"Expected the uncertainty of images, got that of a clip of 9 frames \(latent shape \(1, 16, 3, 4, 4\)\)"
+    with pytest.raises(ValueError, match=sentence):
         uncertainty(torch.ones(1, 16, 3, 4, 4)).std_map()
+    with pytest.raises(ValueError, match=r"Expected the uncertainty of image latents .* got shape \(1, 16, 4\)"):
+        uncertainty(torch.ones(1, 16, 4)).maps()
 
 
 def test_normalising_each_image_or_the_batch():
@@ -88,10 +95,10 @@ def test_draws_have_the_variance_and_cancel_in_pairs():
 
 
 def test_pixel_variance_is_the_mean_square_over_members_and_colours():
-    picture = torch.rand(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
     change = torch.zeros(2, 4, 5, 3)
     change[1, 2, 3] = torch.tensor([0.3, 0.0, -0.3])
-    found = pixel_variance(picture, [picture + change, picture - 2 * change])
+    found = pixel_variance(image, [image + change, image - 2 * change])
     assert found.shape == (2, 4, 5) and found[1, 2, 3] == pytest.approx(0.09 * 2 / 3 * (1 + 4) / 2, rel=1e-4)
     found[1, 2, 3] = 0
     assert not found.any()
@@ -145,19 +152,19 @@ def test_empty_and_full_masks_stay_what_they_are(full):
         assert torch.allclose(change(mask), mask)
 
 
-def test_the_share_of_a_batch_goes_to_the_uncertain_pictures():
+def test_the_share_of_a_batch_goes_to_the_uncertain_images():
     values = (
         torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) + torch.tensor([0, 0.5, 3])[:, None, None]
     )
     mask = masks.most_uncertain_of_batch(values, 0.4)
     assert mask.mean() == pytest.approx(0.4, abs=1e-3)
-    sure, middle, unsure = mask.mean((1, 2)).tolist()
-    assert unsure == 1 and 0 < middle < 0.3 and sure == 0
+    most, middle, least = mask.mean((1, 2)).flip(0).tolist()
+    assert most == 1 and 0 < middle < 0.3 and least == 0
     alone = masks.most_uncertain_of_batch(values[:1], 0.4)
     assert torch.equal(alone, masks.most_uncertain_area(values[:1], 0.4)), "a batch of one is its own"
 
 
-def test_otsu_parts_two_groups_picture_by_picture():
+def test_otsu_separates_two_groups_image_by_image():
     generator = torch.Generator().manual_seed(0)
     values = 1 + 0.1 * torch.randn(2, 40, 40, generator=generator)
     values[0, 5:15, 5:15] += 3
@@ -169,7 +176,7 @@ def test_otsu_parts_two_groups_picture_by_picture():
     assert torch.equal(mask, expected)
 
 
-def test_holes_islands_and_boxes_of_each_picture():
+def test_holes_islands_and_boxes_of_each_image():
     mask = torch.zeros(2, 20, 20)
     mask[0, 2:9, 2:9] = 1
     mask[0, 4:7, 4:7] = 0
@@ -182,3 +189,55 @@ def test_holes_islands_and_boxes_of_each_picture():
     assert dropped.sum().item() == 49 + 3 and not dropped[0, 15, 15]
     box = masks.bounding_box(mask)
     assert box.sum((1, 2)).tolist() == [15 * 15, 3] and box[0, 2:17, 2:17].all()
+
+
+def test_a_grid_knows_pixels_and_frames_of_a_cell():
+    grid = LatentGrid(8, 4)
+    assert grid.pixels_of(16) == 128 and [grid.frames_of(cells) for cells in (1, 2, 5)] == [1, 5, 17]
+    assert LatentGrid().frames_of(1) == 1
+
+
+def test_maps_at_the_size_of_the_images_and_at_any_other():
+    result = dataclasses.replace(uncertainty(torch.rand(2, 4, 3, 5)), grid=LatentGrid(16))
+    assert len(result) == 2 and result.image_size() == (48, 80)
+    assert torch.equal(result.maps(), resize_map(result.std_map(), 48, 80))
+    assert torch.equal(result.maps((7, 9)), resize_map(result.std_map(), 7, 9))
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (1, 8, 12), (1, 1, 8, 12)])
+def test_one_mask_fits_every_image_at_their_size(shape):
+    mask = torch.zeros(shape)
+    mask[..., :4, 6:] = 1
+    expected = torch.zeros(3, 16, 24)
+    expected[:, :8, 12:] = 1
+    assert torch.equal(masks.fit_mask(mask, 3, 16, 24), expected)
+
+
+def test_masks_repeat_in_turn_and_those_too_many_are_left_out():
+    mask = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(masks.fit_mask(mask, 5, 5, 7), mask[[0, 1, 0, 1, 0]])
+    assert torch.equal(masks.fit_mask(mask, 1, 5, 7), mask[:1])
+
+
+def test_the_most_uncertain_cells_of_what_is_allowed_are_repaired():
+    """The share is of the whole image; what lies outside neither counts nor is marked by growing."""
+    values = torch.arange(100.0).reshape(1, 10, 10)
+    allowed = torch.zeros(10, 10)
+    allowed[2:5, 3:7] = 1
+    expected = torch.zeros(1, 10, 10)
+    expected[0, 4, 5:7] = 1
+    assert torch.equal(masks.repair_mask(values, 0.02, 0, allowed), expected)
+    expected[0, 3:5, 4:7] = 1
+    assert torch.equal(masks.repair_mask(values, 0.02, 1, allowed), expected)
+    assert torch.equal(masks.repair_mask(values, 1.0, 3, allowed), allowed[None]), "no more than is allowed"
+    assert torch.equal(masks.repair_mask(values, 0.02, 0, allowed / 2), masks.repair_mask(values, 0.02, 0, allowed) / 2)
+
+
+def test_a_repair_stays_inside_what_is_allowed():
+    values, allowed = torch.rand(3, 32, 32), torch.zeros(2, 16, 16)
+    allowed[0, :8], allowed[1, 8:] = 1, 1
+    assert torch.equal(masks.fit_mask(allowed, 3, 32, 32)[2], masks.resize_mask(allowed[:1], 32, 32)[0])
+    free, bounded = masks.repair_mask(values, 0.1, 2), masks.repair_mask(values, 0.1, 2, allowed)
+    assert torch.equal(free, masks.grow(masks.most_uncertain_area(values, 0.1), 2))
+    assert bounded.any() and not bounded[0, 16:].any() and not bounded[1, :16].any() and not bounded[2, 16:].any()
+    assert not masks.repair_mask(values, 0.1, 2, torch.zeros(1, 8, 8)).any()

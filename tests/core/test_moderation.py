@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from bayesdiff.bayesdiff_core.moderation import covariates, effective_channels, mean_root, moderate
-from bayesdiff.bayesdiff_core.nominal import State
 from measure import spearman
+
+from bayesdiff_core.estimators.moderation import covariates, effective_channels, mean_root, moderate
+from bayesdiff_core.estimators.trajectory import Scales, State
 
 SHAPE, CHANNELS = (3, 40, 40), 4
 
@@ -35,7 +36,7 @@ def test_moderated_variances_are_nearer_to_the_truth(members, spread):
     noise, wide = float(torch.polygamma(1, torch.tensor(members * CHANNELS / 2))), spread**2
     assert moderated < raw and moderated == pytest.approx(noise * wide / (noise + wide), rel=0.4, abs=0.01)
     assert spearman(found.mean(1), truth) > spearman(squares.mean(1), truth)
-    # How uncertain a picture is as a whole, the trend does not touch.
+    # How uncertain an image is as a whole, the trend does not touch.
     ratio = found.mean(1).sqrt().mean((1, 2)) / truth.sqrt().mean((1, 2))
     assert ratio.tolist() == pytest.approx([1, 1, 1], rel=0.05)
 
@@ -90,12 +91,12 @@ def test_a_mean_of_standard_deviations_falls_short_of_the_root():
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (1, 16, 3, 6, 6)])
 def test_covariates_of_a_run(shape):
-    """Two of a state that was looked at, one of the last, none of others; latents of pictures and of video."""
+    """Two of a state that was looked at, one of the last, none of others; latents of images and of video."""
     generator = torch.Generator().manual_seed(0)
 
     def state(looked: bool) -> State:
         x, denoised, variance = torch.rand(3, *shape, generator=generator)
-        return State(1.0, 1.0, 1.0, x, denoised, 0.5, variance if looked else None)
+        return State(1.0, Scales(1.0, 1.0), x, denoised, 0.5, variance if looked else None)
 
     states = [state(True), state(False), state(True)]
     found = covariates(states)

@@ -9,17 +9,19 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from bayesdiff.bayesdiff_core import maps, masks, rank
-from bayesdiff.bayesdiff_core.contact_sheet import contact_sheet
-from bayesdiff.bayesdiff_core.drawing import plot_over_sigma, plot_scores, sheet, with_colour_bars
-from bayesdiff.bayesdiff_core.features import LayerGeometry
-from bayesdiff.bayesdiff_core.fit import GaussNewton
-from bayesdiff.bayesdiff_core.moderation import covariates, effective_channels, moderate
-from bayesdiff.bayesdiff_core.nominal import State, contraction
-from bayesdiff.bayesdiff_core.renoising import disagreement, noise_levels
-from bayesdiff.bayesdiff_core.resample import draw_latent
-from bayesdiff.bayesdiff_core.scores import SCORES, SEMANTIC_SCORES, inside_cells
-from bayesdiff.bayesdiff_core.uncertainty import Moment, Uncertainty
+
+from bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
+from bayesdiff_core.drawing.sheets import contact_sheet, sheet, with_colour_bars
+from bayesdiff_core.estimators.moderation import covariates, effective_channels, moderate
+from bayesdiff_core.estimators.renoising import Renoising, disagreement
+from bayesdiff_core.estimators.trajectory import Scales, State, Step, contraction
+from bayesdiff_core.posterior.features import LayerGeometry
+from bayesdiff_core.posterior.fit import GaussNewton
+from bayesdiff_core.reading import maps, masks, rank
+from bayesdiff_core.reading.grid import LatentGrid
+from bayesdiff_core.reading.scores import SCORES, SEMANTIC_SCORES, inside_cells
+from bayesdiff_core.reading.uncertainty import Moment, Uncertainty
+from bayesdiff_core.resampling import draw_latent
 
 SCALES = [0.0, 1e-30, 1e-6, 1.0, 1e6, 1e15]
 
@@ -34,13 +36,13 @@ def batches(draw, most: int = 4, largest: int = 20) -> torch.Tensor:
 
 @st.composite
 def uncertainties(draw) -> Uncertainty:
-    """Of pictures of 1 to 4 channels, with up to 3 members and up to 2 kept points."""
+    """Of images of 1 to 4 channels, with up to 3 members and up to 2 kept points."""
     values, channels = draw(batches()), draw(st.integers(1, 4))
     variance = values[:, None].repeat(1, channels, 1, 1)
     deviations = variance.sqrt()[None].repeat(draw(st.integers(0, 3)), 1, 1, 1, 1)
     latent = torch.linspace(-1, 1, variance.numel()).reshape(variance.shape)
     points = tuple(Moment(2.0 - i, latent + i, variance) for i in range(draw(st.integers(0, 2))))
-    return Uncertainty(variance, latent, 8, "deviations", 3, {}, 2.0, deviations, points)
+    return Uncertainty(variance, latent, LatentGrid(8), "deviations", 3, {}, 2.0, deviations, points)
 
 
 def within(part: torch.Tensor, whole: torch.Tensor) -> bool:
@@ -55,8 +57,8 @@ def test_a_share_of_any_map(values, area):
     mask, cells = masks.most_uncertain_area(values, area), values[0].numel()
     wanted, there = math.ceil(area * cells), (values > 0).flatten(1).sum(1)
     assert mask.flatten(1).sum(1).tolist() == there.clamp(max=wanted).tolist()
-    for picture, marked in zip(values, mask.bool()):
-        assert marked.all() or not marked.any() or picture[marked].min() >= picture[~marked].max()
+    for image, marked in zip(values, mask.bool()):
+        assert marked.all() or not marked.any() or image[marked].min() >= image[~marked].max()
     together = masks.most_uncertain_of_batch(values, area)
     assert together.sum() == min(math.ceil(area * values.numel()), int(there.sum()))
 
@@ -139,7 +141,7 @@ def test_any_score_of_any_batch(found, score):
     everywhere = torch.ones(1, 3, 5)
     assert torch.allclose(found.scores(score, everywhere), scores, rtol=1e-4)
     for i in range(len(scores)):
-        alone = rank.select(found, torch.tensor([i]))
+        alone = found.select(torch.tensor([i]))
         assert torch.allclose(alone.scores(score)[0], scores[i], rtol=1e-4), "a score does not depend on its batch"
     with pytest.raises(ValueError, match="Expected a mask that marks some part"):
         found.scores(score, torch.zeros(1, 4, 4))
@@ -150,23 +152,21 @@ def test_any_score_of_any_batch(found, score):
 
 
 @hypothesis.given(
-    mask=batches(largest=40), height=st.integers(1, 20), width=st.integers(1, 20), pictures=st.integers(1, 4)
+    mask=batches(largest=40), height=st.integers(1, 20), width=st.integers(1, 20), images=st.integers(1, 4)
 )
-def test_any_mask_with_something_in_it_has_an_inside(mask, height, width, pictures):
+def test_any_mask_with_something_in_it_has_an_inside(mask, height, width, images):
     mask = mask[:1] + (mask[:1].amax((1, 2), keepdim=True) == 0)
-    inside = inside_cells(mask, pictures, height, width)
-    assert inside.shape == (pictures, height, width) and inside.flatten(1).any(1).all()
-    assert inside_cells(torch.ones_like(mask), pictures, height, width).all()
+    inside = inside_cells(mask, images, height, width)
+    assert inside.shape == (images, height, width) and inside.flatten(1).any(1).all()
+    assert inside_cells(torch.ones_like(mask), images, height, width).all()
 
 
-@hypothesis.given(
-    members=st.integers(1, 5), pictures=st.integers(1, 4), width=st.integers(1, 9), seed=st.integers(0, 9)
-)
-def test_semantic_scores_know_agreement(members, pictures, width, seed):
-    features = torch.randn(members + 1, pictures, width, generator=torch.Generator().manual_seed(seed))
+@hypothesis.given(members=st.integers(1, 5), images=st.integers(1, 4), width=st.integers(1, 9), seed=st.integers(0, 9))
+def test_semantic_scores_know_agreement(members, images, width, seed):
+    features = torch.randn(members + 1, images, width, generator=torch.Generator().manual_seed(seed))
     agreeing = features[:1].expand_as(features)
     for score in SEMANTIC_SCORES.values():
-        assert score(features).shape == (pictures,) and (score(features) >= score(agreeing) - 1e-6).all()
+        assert score(features).shape == (images,) and (score(features) >= score(agreeing) - 1e-6).all()
 
 
 numbers = st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=12)
@@ -191,7 +191,7 @@ def test_parts_of_a_batch_joined_again_are_the_batch(found, data):
     count = len(found.variance)
     cut = data.draw(st.integers(1, count))
     parts = [torch.arange(0, cut), torch.arange(cut, count)]
-    joined = rank.join([rank.select(found, index) for index in parts if len(index)])
+    joined = Uncertainty.join([found.select(index) for index in parts if len(index)])
     for field in ("variance", "latent", "deviations"):
         assert torch.equal(getattr(joined, field), getattr(found, field))
     assert len(joined.trajectory) == len(found.trajectory)
@@ -199,7 +199,7 @@ def test_parts_of_a_batch_joined_again_are_the_batch(found, data):
         assert again.sigma == moment.sigma and torch.equal(again.latent, moment.latent)
         assert torch.equal(again.variance, moment.variance)
     order = data.draw(st.permutations(range(count)))
-    assert torch.equal(rank.select(found, torch.tensor(order)).variance, found.variance[list(order)])
+    assert torch.equal(found.select(torch.tensor(order)).variance, found.variance[list(order)])
 
 
 # ---------------------------------------------------------------- the uncertainty itself
@@ -211,10 +211,10 @@ def test_map_and_curve_of_any_uncertainty(found):
     std = found.std_map()
     assert torch.allclose(std, found.variance[:, 0].sqrt(), rtol=1e-4)
     frame = dataclasses.replace(found, variance=found.variance[:, :, None])
-    assert torch.equal(frame.std_map(), std), "a single frame is a picture"
+    assert torch.equal(frame.std_map(), std), "a single frame is an image"
     bad = dataclasses.replace(found, variance=found.variance.index_fill(0, torch.tensor([0]), math.nan))
     with pytest.raises(
-        ValueError, match=f"NaN or infinity in 1 of {len(std)} pictures .the first is number 0, counted from 0.; see"
+        ValueError, match=f"NaN or infinity in 1 of {len(std)} images .the first is number 0, numbered from 0.; check"
     ):
         bad.std_map()
     levels = [moment for moment in found.trajectory if moment.sigma > 0]
@@ -251,7 +251,7 @@ def test_draws_from_any_point_stay_where_nothing_is_open(found, strength, seed):
     seed=st.integers(0, 9),
 )  # fmt: skip
 def test_disagreement_of_any_draws_is_their_variance(levels, draws, highest, lowest, seed):
-    shares = noise_levels(highest, lowest, levels)
+    shares = [1 - share for share in Renoising(highest, lowest, levels, draws).shares]
     assert (
         len(shares) == levels
         and min(highest, lowest) - 1e-9 <= min(shares) <= max(shares) <= max(highest, lowest) + 1e-9
@@ -270,11 +270,13 @@ def test_disagreement_of_any_draws_is_their_variance(levels, draws, highest, low
 def states(values: torch.Tensor, looked: int) -> list[State]:
     """A run of three states over maps, whose variance was looked at in some."""
     x = values[:, None].repeat(1, 4, 1, 1)
-    return [State(3.0 - i, 3.0 - i, 1.0, x + i, x * (i + 1), variance=x + i if i < looked else None) for i in range(3)]
+    return [
+        State(3.0 - i, Scales(3.0 - i, 1.0), x + i, x * (i + 1), 0.5, x + i if i < looked else None) for i in range(3)
+    ]
 
 
 @hypothesis.given(values=batches(), looked=st.integers(0, 3), members=st.integers(1, 3), seed=st.integers(0, 9))
-def test_any_picture_is_moderated(values, looked, members, seed):
+def test_any_image_is_moderated(values, looked, members, seed):
     """Also one of a single cell, of nothing, of values near the ends of float32."""
     deviations = values[:, None].sqrt() * torch.randn(
         members, len(values), 4, *values.shape[1:], generator=torch.Generator().manual_seed(seed)
@@ -290,17 +292,20 @@ def test_any_picture_is_moderated(values, looked, members, seed):
         assert torch.allclose(alone[0], found[i], rtol=1e-3)
 
 
-def test_a_broken_picture_says_nothing_of_its_neighbours():
+def test_a_broken_image_says_nothing_of_its_neighbours():
     generator = torch.Generator().manual_seed(0)
     deviations, x = torch.randn(2, 3, 4, 5, 5, generator=generator), torch.randn(3, 4, 5, 5, generator=generator)
-    state = State(2.0, 2.0, 1.0, x, 0.3 * x)
+
+    def left(x: torch.Tensor) -> float:
+        return contraction(Step(x, 1.0, 0.3 * x, 0.8 * x, 1.0))
+
     expected = effective_channels(deviations[:, 1:])
-    ratio = contraction(State(2.0, 2.0, 1.0, x[1:], 0.3 * x[1:]), 0.8 * x[1:], 1.0)
+    ratio = left(x[1:])
     for value in (math.nan, math.inf):
-        deviations[:, 0, 0, 0, 0], state.x[0, 0, 0, 0] = value, value
+        deviations[:, 0, 0, 0, 0], x[0, 0, 0, 0] = value, value
         assert effective_channels(deviations) == pytest.approx(expected)
-        assert contraction(state, 0.8 * state.x, 1.0) == pytest.approx(ratio)
-    assert effective_channels(deviations * math.nan) == 4 and contraction(state, state.x * math.nan, 1.0) == 1
+        assert left(x) == pytest.approx(ratio)
+    assert effective_channels(deviations * math.nan) == 4 and left(x * math.nan) == 1
 
 
 # ---------------------------------------------------------------- features and their sums
@@ -308,32 +313,32 @@ def test_a_broken_picture_says_nothing_of_its_neighbours():
 
 @hypothesis.given(
     kind=st.sampled_from(["linear", "conv2d"]), channels=st.integers(1, 4), kernel=st.integers(1, 3),
-    pictures=st.integers(1, 3), height=st.integers(3, 6), width=st.integers(3, 6), bias=st.booleans(), data=st.data(),
+    images=st.integers(1, 3), height=st.integers(3, 6), width=st.integers(3, 6), bias=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_rows_of_any_layer_are_what_the_layer_sees(kind, channels, kernel, pictures, height, width, bias, data):
+def test_rows_of_any_layer_are_what_the_layer_sees(kind, channels, kernel, images, height, width, bias, data):
     generator = torch.Generator().manual_seed(0)
     if kind == "linear":
-        layer, shape = torch.nn.Linear(channels, 3, bias=bias), (pictures, height * width, channels)
+        layer, shape = torch.nn.Linear(channels, 3, bias=bias), (images, height * width, channels)
     else:
         padding = data.draw(st.integers(0, kernel - 1))
         layer = torch.nn.Conv2d(channels, 3, kernel, padding=padding, bias=bias)
-        shape = (pictures, channels, height, width)
+        shape = (images, channels, height, width)
     geometry, features = LayerGeometry.of(layer), torch.randn(shape, generator=generator)
     with torch.no_grad():
         weights, out = geometry.weights_of(layer, features), layer(features)
     assert weights.shape == (geometry.width, 3) and LayerGeometry.from_json(geometry.to_json()) == geometry
     rows = geometry.rows(features)
-    assert len(rows) == pictures * geometry.positions(features)
+    assert len(rows) == images * geometry.positions(features)
     expected = out.movedim(geometry.channel_dim, -1).reshape(-1, 3)
     assert torch.allclose(rows @ weights, expected, atol=1e-4) and torch.allclose(
         geometry.apply(features, weights), out, atol=1e-4
     )
     assert torch.allclose(geometry.square_norm(features).flatten(), rows.square().sum(1), rtol=1e-4)
     among = torch.tensor(sorted(data.draw(st.sets(st.integers(0, geometry.positions(features) - 1), min_size=1))))
-    some = geometry.rows(features, among=among).unflatten(0, (pictures, -1))
-    assert torch.equal(some, rows.unflatten(0, (pictures, -1))[:, among])
+    some = geometry.rows(features, among=among).unflatten(0, (images, -1))
+    assert torch.equal(some, rows.unflatten(0, (images, -1))[:, among])
     few = geometry.rows(features, limit=2, generator=generator)
-    assert len(few) == pictures * min(2, geometry.positions(features))
+    assert len(few) == images * min(2, geometry.positions(features))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

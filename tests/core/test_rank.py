@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from bayesdiff.bayesdiff_core import rank
-from bayesdiff.bayesdiff_core.contact_sheet import contact_sheet
-from bayesdiff.bayesdiff_core.uncertainty import Moment, Uncertainty
+
+from bayesdiff_core.drawing.sheets import contact_sheet
+from bayesdiff_core.reading import rank
+from bayesdiff_core.reading.grid import LatentGrid
+from bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 
 SCORES = torch.tensor([0.3, math.nan, 0.1, 0.2, 0.9, 0.2], dtype=torch.float64)
 
@@ -28,7 +30,7 @@ def test_keeping_the_best(count, kept):
 @pytest.mark.parametrize(
     ("fraction", "kept"), [(0.0, 6), (0.08, 6), (0.1, 5), (0.25, 4), (0.5, 3), (0.9, 1), (0.95, 0), (1.0, 0)]
 )
-def test_dropping_a_fraction_rounds_to_whole_pictures(fraction, kept):
+def test_dropping_a_fraction_rounds_to_whole_images(fraction, kept):
     chosen = rank.drop_fraction(SCORES, fraction)
     assert chosen.sum() == kept
     assert indices(chosen) == sorted(rank.rank(SCORES).tolist()[:kept])
@@ -57,12 +59,12 @@ def test_threshold_and_nothing_but_unknown_scores():
 
 
 @pytest.mark.parametrize("members", [0, 3])
-def test_selecting_takes_everything_of_a_picture(members):
+def test_selecting_takes_everything_of_an_image(members):
     values = torch.arange(4.0)[:, None, None, None].expand(4, 2, 3, 3)
     moment = Moment(7.0, values + 1, values + 2)
-    full = Uncertainty(values, values + 3, 8, "deviations", 3, {"a": "b"}, 2.0, values.expand(members, -1, -1, -1, -1),
-                       (moment,))  # fmt: skip
-    chosen = rank.select(full, torch.tensor([3, 1]))
+    deviations = values.expand(members, -1, -1, -1, -1)
+    full = Uncertainty(values, values + 3, LatentGrid(8), "deviations", 3, {"a": "b"}, 2.0, deviations, (moment,))
+    chosen = full.select(torch.tensor([3, 1]))
     assert chosen.variance[:, 0, 0, 0].tolist() == [3.0, 1.0] and chosen.latent[:, 0, 0, 0].tolist() == [6.0, 4.0]
     assert chosen.deviations.shape == (members, 2, 2, 3, 3) and (chosen.deviations[:, 0] == 3).all()
     assert chosen.trajectory[0].variance[:, 0, 0, 0].tolist() == [5.0, 3.0] and chosen.trajectory[0].sigma == 7.0
@@ -70,7 +72,7 @@ def test_selecting_takes_everything_of_a_picture(members):
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 64), (5, 32, 96), (9, 300, 100)])
-def test_contact_sheet_shows_every_picture_whole_and_its_label(count, height, width):
+def test_contact_sheet_shows_every_image_whole_and_its_label(count, height, width):
     images = torch.linspace(0.2, 0.9, count)[:, None, None, None].expand(count, height, width, 4)
     sheet = contact_sheet(images, [f"{i}  ·  0.123" for i in range(count)], [i % 2 == 0 for i in range(count)])
     assert sheet.shape[0] == 1 and sheet.shape[-1] == 3 and 0 <= sheet.min() and sheet.max() <= 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bayesdiff.bayesdiff_core.nominal import nearest
-from bayesdiff.bayesdiff_core.resample import draw_latent, nearest_moment
-from bayesdiff.bayesdiff_core.uncertainty import Moment, Uncertainty
+
+from bayesdiff_core.estimators.trajectory import nearest_sigma
+from bayesdiff_core.reading.grid import LatentGrid
+from bayesdiff_core.reading.uncertainty import Moment, Uncertainty
+from bayesdiff_core.resampling import draw_latent, nearest_moment
 
 
 def moment(sigma: float = 2.0) -> Moment:
@@ -17,7 +19,7 @@ def moment(sigma: float = 2.0) -> Moment:
 
 def uncertainty(*moments: Moment) -> Uncertainty:
     nothing = torch.zeros(2, 4, 6, 6)
-    return Uncertainty(nothing, nothing, 8, "deviations", 1, {}, 1.0, nothing[None], moments)
+    return Uncertainty(nothing, nothing, LatentGrid(8), "deviations", 1, {}, 1.0, nothing[None], moments)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
@@ -59,5 +61,5 @@ def test_the_nearest_point_is_found_by_the_logarithm_of_sigma():
 
 
 def test_of_several_at_the_nearest_level_the_last_is_meant():
-    assert nearest([10.0, 1.0, 1.0, 0.0], 1.2) == 2
-    assert nearest([10.0, 1.0, 0.0], 0.0) == 2
+    assert nearest_sigma([10.0, 1.0, 1.0, 0.0], 1.2) == 2
+    assert nearest_sigma([10.0, 1.0, 0.0], 0.0) == 2

@@ -14,9 +14,10 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from bayesdiff.bayesdiff_core.features import LayerGeometry
-from bayesdiff.bayesdiff_core.laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
-from bayesdiff.bayesdiff_core.storage import DTYPES, HeadFileError, load_head, save_head
+
+from bayesdiff_core.posterior.features import LayerGeometry
+from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
+from bayesdiff_core.posterior.storage import DTYPES, HeadFileError, load_head, save_head
 
 NAME = "emoji_00001_.safetensors"
 ROOM = 2**30  # bytes of memory that no bad file may take beyond what there is
@@ -176,7 +177,7 @@ def parts_of(head: LaplaceHead, path) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("name", METADATA)
 def test_hostile_metadata(folder, name, little_memory):
-    """With a hash that is right, or none, as whoever means harm would write."""
+    """With a hash that is right, or none, as an attacker would write."""
     path = folder / NAME
     tensors, metadata = parts_of(make_head(), path)
     expected = load_head(path)

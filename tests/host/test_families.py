@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -10,17 +11,23 @@ import nodes
 import pytest
 import torch
 from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
-from bayesdiff.bayesdiff_core.features import guided_features
-from bayesdiff.bayesdiff_core.fit import fit_laplace_head
-from bayesdiff.host.beside import Beside
-from bayesdiff.host.denoised import denoised_variance
-from bayesdiff.host.fitting import as_examples, fit_head, own_samples
+from bayesdiff.bayesdiff_core.estimators.trajectory import SaveAt
+from bayesdiff.bayesdiff_core.posterior.features import guided_features
+from bayesdiff.bayesdiff_core.posterior.fit import fit_laplace_head
+from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.last_layer import find_last_layer
-from bayesdiff.host.sampling import Progress, run_within
-from bayesdiff.host.state import output_gain, visit_state
-from bayesdiff.host.tail import discover_last_layer, read_tail
+from bayesdiff.host.layout import discover_last_layer, read_layout
+from bayesdiff.host.posterior import Posterior
+from bayesdiff.host.run.observe import Observer
+from bayesdiff.host.run.progress import Progress
+from bayesdiff.host.run.space import output_slope
+from bayesdiff.host.run.stock import sample_stock
+from bayesdiff.host.settings import Guidance
+from bayesdiff.host.states import NoisedState, visit_state
 from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from denoised_variance import denoised_variance
+from factory import fit_own_head, sampler_inputs
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -39,12 +46,20 @@ class Setup:
     downscale: int
     cfg: float = CFG
 
-    def settings(self, model=None) -> tuple:
-        """Arguments of a sampling run, as the stock sampler takes them."""
-        return model or self.model, 5, STEPS, self.cfg, "euler", "normal", self.positive, self.negative, self.latent
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.positive, self.negative, self.cfg)
+
+    def inputs(self, model=None) -> dict:
+        """Inputs of a sampling run, as the stock KSampler takes them."""
+        parts = (model or self.model, self.positive, self.negative)
+        return sampler_inputs(parts, seed=5, steps=STEPS, cfg=self.cfg) | {"latent_image": self.latent}
 
     def stock(self, model=None) -> torch.Tensor:
-        return nodes.common_ksampler(*self.settings(model))[0]["samples"]
+        return nodes.KSampler().sample(**self.inputs(model))[0]["samples"]
+
+    def run(self, model, latent) -> dict:
+        return {"samples": self.stock(model)}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -70,14 +85,13 @@ def test_last_layer_is_found_and_called_once_a_network_call(setup):
 
 
 def test_perturbing_is_changing_the_weights(setup):
-    """Where a deviation lands in the latent, the model's own tail decides, as it does for the weights themselves."""
+    """The model's own layout decides where a deviation ends up in the latent, as it does for the weights themselves."""
     layer = find_last_layer(setup.model)
     plain = setup.stock()
     shape = layer.geometry.width, layer.geometry.out_features
     delta = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    progress = Progress(setup.model, 1)
-    hooked = run_within(lambda model: {"samples": setup.stock(model)}, setup.model, progress,
-                        lambda: layer.perturbed(delta))[0]["samples"]  # fmt: skip
+    perturbed = functools.partial(layer.perturbed, delta)
+    hooked = sample_stock(setup.run, setup.model, setup.latent, Progress(setup.model), perturbed)[0]["samples"]
     module = layer.module
     kept = {name: tensor.clone() for name, tensor in module.named_parameters()}
     with torch.no_grad():
@@ -95,11 +109,12 @@ def test_perturbing_is_changing_the_weights(setup):
 
 
 def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
-    data = own_samples(setup.model, setup.positive, setup.negative, setup.latent, 3, 2, CFG, seed=0)
-    head = fit_head(setup.model, as_examples(data, setup.positive), setup.negative, CFG, 2, 0)
+    head = fit_own_head(setup.model, setup.guidance, setup.latent["samples"].shape[1:], 3, 2, 2)
     expected = setup.stock()
     for quality in ("balanced", "ensemble"):
-        latent, uncertainty, scores = KSamplerBayesDiff.execute(*setup.settings(), 1.0, head, quality, 3).args
+        latent, uncertainty, scores = KSamplerBayesDiff.execute(
+            **setup.inputs(), head=head, quality=quality, members=3
+        ).args
         assert torch.equal(latent["samples"], expected)
         assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
         assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
@@ -109,15 +124,16 @@ def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
             assert mask.shape == (len(expected), side, side) and 0.15 < mask.mean() < 0.25
 
 
-def test_a_fit_counts_the_positions_of_the_picture_alone(setup):
-    """Text tokens that go through the last layer and are sliced off afterwards are no data about the picture."""
+def test_a_fit_counts_the_positions_of_the_image_alone(setup):
+    """Text tokens that go through the last layer and are sliced off afterwards are no data about the image."""
     latent = setup.latent["samples"][:1]
     layer = find_last_layer(setup.model)
-    head = fit_head(setup.model, as_examples(torch.ones_like(latent), setup.positive), setup.negative, CFG, 1, 0)
-    tail, seen = read_tail(setup.model, layer, setup.positive, latent), []
+    data = as_examples(torch.ones_like(latent), setup.positive)
+    head = fit_head(setup.model, data, setup.negative, FitSettings(CFG, 1))
+    layout, seen = read_layout(setup.model, layer, setup.positive, latent), []
     with layer.watched(lambda features: seen.append(layer.geometry.positions(features))):
         setup.stock()
-    expected = len(tail.positions(seen[0]).unique())
+    expected = len(layout.positions(seen[0]).unique())
     assert head.about["positions"] == str(expected)
     assert expected == seen[0] or setup.path == "final_layer.linear" and type(setup.model.model).__name__ == "Lumina2"
 
@@ -127,52 +143,66 @@ def test_last_layer_is_discovered_without_the_table(setup):
     assert discover_last_layer(setup.model, setup.positive, latent).path == setup.path
 
 
-def random_head(layer):
-    """A head with a dense covariance of random features."""
+def random_posterior(model) -> Posterior:
+    """A posterior with a dense covariance of random features."""
+    layer = find_last_layer(model)
     width, generator = layer.geometry.width, torch.Generator().manual_seed(1)
     root = torch.randn(width, 2 * width, generator=generator)
     weights = torch.randn(width, layer.geometry.out_features, generator=generator)
-    return fit_laplace_head(layer.geometry, weights, root @ root.T, "full", 1.0, {})
+    return Posterior(model, layer, fit_laplace_head(layer.geometry, weights, root @ root.T, "full", 1.0, {}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watching(Deviations):
+    """Remembers the run that it was given."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def estimate(self, run, along):
+        self.seen.append(run)
+        return super().estimate(run, along)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
     """What is read while the run goes on is γ² of its own features, at the place where each output lands."""
-    layer, head = find_last_layer(setup.model), random_head(find_last_layer(setup.model))
-    sampled = Setup(**vars(setup) | {"cfg": cfg})
-    estimator = Deviations(STEPS, fixed_members=1)
-    beside = Beside(layer, head, estimator, lambda sigmas: (), torch.Generator(), lambda *_: None, lambda *_: None)
-    progress = Progress(setup.model, 1)
-    latent, _ = run_within(lambda model: {"samples": sampled.stock(model)}, setup.model, progress, beside=beside)
+    posterior = random_posterior(setup.model)
+    layer, head = posterior.layer, posterior.head
+    sampled, estimator = Setup(**vars(setup) | {"cfg": cfg}), Watching(states=STEPS, members=1)
+    progress = Progress(setup.model)
+    observer = Observer(posterior, estimator, SaveAt(), progress)
+    latent, _ = sample_stock(sampled.run, setup.model, setup.latent, progress, wrap=observer.add_to)
+    states = estimator.seen[0].trajectory.states
     assert torch.equal(latent["samples"], sampled.stock())
     features: list[torch.Tensor] = []
     with layer.watched(features.append):
         sampled.stock()
-    tail = read_tail(setup.model, layer, setup.positive, setup.latent["samples"][:1])
-    sampling, calls = setup.model.get_model_object("model_sampling"), len(features) // len(beside.states)
-    looked = [number for number, state in enumerate(beside.states) if state.variance is not None]
+    layout = read_layout(setup.model, layer, setup.positive, setup.latent["samples"][:1])
+    sampling, calls = setup.model.get_model_object("model_sampling"), len(features) // len(states)
+    looked = [number for number, state in enumerate(states) if state.variance is not None]
     assert len(looked) >= 2
     for number in looked:
-        state = beside.states[number]
+        state = states[number]
         parts = torch.cat(features[number * calls : (number + 1) * calls]).float()
         if cfg != 1:
             uncond, cond = parts.chunk(2)
             parts = guided_features(cond, uncond, cfg)
-        gain = output_gain(sampling, torch.full((1,), state.sigma), state.x[:1])
-        expected = tail.variance_to_latent(head.variance(parts)) * gain.square()
+        slope = output_slope(sampling, torch.full((1,), state.sigma), state.x[:1])
+        expected = layout.place(head.variance(parts)) * slope.square()
         assert torch.allclose(state.variance, expected, rtol=1e-3)
-    assert beside.calls == len(looked), "one call of the network at each of these states"
+    assert estimator.seen[0].calls == len(looked), "one network call at each of these states"
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
     """Each eigenvector of the posterior, added to every output column, moves a latent element by what it adds."""
-    layer, head = find_last_layer(setup.model), random_head(find_last_layer(setup.model))
+    posterior = random_posterior(setup.model)
+    layer, head = posterior.layer, posterior.head
     latent = setup.latent["samples"][:1]
-    eps = torch.randn(latent.shape, generator=torch.Generator().manual_seed(2))
-    conditions = setup.positive, setup.negative, cfg
-    tail = read_tail(setup.model, layer, setup.positive, latent)
-    variance = denoised_variance(setup.model, layer, tail, head, latent, 0.6, eps, *conditions)
+    state = NoisedState(latent, 0.6, torch.randn(latent.shape, generator=torch.Generator().manual_seed(2)))
+    guidance = Guidance(setup.positive, setup.negative, cfg)
+    layout = read_layout(setup.model, layer, setup.positive, latent)
+    variance = denoised_variance(posterior, layout, state, guidance)
 
     brute_force = []
 
@@ -185,7 +215,7 @@ def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
                 total = total + ((denoise(x).double() - plain) / size).square() / value
         brute_force.append(total)
 
-    visit_state(setup.model, latent, 0.6, eps, *conditions, visit)
+    visit_state(setup.model, state, guidance, visit)
     scale = setup.model.model.latent_format.process_out(torch.ones_like(latent)) - (
         setup.model.model.latent_format.process_out(torch.zeros_like(latent))
     )

@@ -25,7 +25,6 @@ from packaging.utils import canonicalize_name
 pytestmark = pytest.mark.timeout(1800)
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = Path(__file__).with_name("tools.txt")
 OURS = [Requirement(line).name for line in (ROOT / "requirements.txt").read_text().split()]
 
 
@@ -79,7 +78,8 @@ def python(tmp_path_factory) -> Path:
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     library = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(library) / "host.pth").write_text(f"{folder / 'host'}\n")
-    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", TOOLS)
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--upgrade", "pip>=25.1")
+    run(python, "-m", "pip", "install", "-q", "--group", f"{ROOT / 'pyproject.toml'}:install")
     return python
 
 

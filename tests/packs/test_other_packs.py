@@ -18,9 +18,10 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from bayesdiff.nodes.head import FitLaplaceHead
+from bayesdiff.host.settings import Guidance
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from factory import fit_own_head, sampler_inputs
 from PIL import Image
 
 # A node of each pack, which shows that it loaded.
@@ -72,7 +73,7 @@ UNCERTAIN = dict(head=["fit", 0], quality="balanced", members=8)
 
 
 def base_graph() -> dict:
-    """A picture of the demo model, and a hard mask of its least certain fifth."""
+    """An image of the demo model, and a hard mask of its least certain fifth."""
     return {
         "demo": node("BayesDiffDemoModel", prompt="owl"),
         "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1),
@@ -82,7 +83,7 @@ def base_graph() -> dict:
             **PROMPTS,
         ),
         "first": node("BayesDiffKSampler", model=["demo", 0], latent_image=["empty", 0], **SETTINGS, **UNCERTAIN),
-        "picture": node("VAEDecode", samples=["first", 0], vae=["demo", 3]),
+        "image": node("VAEDecode", samples=["first", 0], vae=["demo", 3]),
         "mask": node("BayesDiffUncertaintyToMask", uncertainty=["first", 1], area=0.2, grow=0, blur=0.0),
         "show_mask": node("MaskPreview", mask=["mask", 0]),
     }  # fmt: skip
@@ -142,7 +143,7 @@ def test_impacts_segs_of_our_mask_have_its_box(together):
 def test_a_crop_around_our_mask_is_sampled_and_stitched(together):
     graph = base_graph() | {
         "crop": node(
-            "InpaintCropImproved", image=["picture", 0], mask=["mask", 0], downscale_algorithm="bilinear",
+            "InpaintCropImproved", image=["image", 0], mask=["mask", 0], downscale_algorithm="bilinear",
             upscale_algorithm="bicubic", preresize=False, preresize_mode="ensure minimum resolution",
             preresize_min_width=128, preresize_min_height=128, preresize_max_width=1024, preresize_max_height=1024,
             mask_fill_holes=False, mask_expand_pixels=0, mask_invert=False, mask_blend_pixels=0,
@@ -155,7 +156,7 @@ def test_a_crop_around_our_mask_is_sampled_and_stitched(together):
         "masked": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["crop", 2]),
         "mended": node("VAEDecode", samples=["ours", 0], vae=["demo", 3]),
         "stitched": node("InpaintStitchImproved", stitcher=["crop", 0], inpainted_image=["mended", 0]),
-        "before": node("PreviewImage", images=["picture", 0]),
+        "before": node("PreviewImage", images=["image", 0]),
         "after": node("PreviewImage", images=["stitched", 0]),
     }  # fmt: skip
     entry = together.run(twins(graph, ["demo", 0], ["masked", 0], seed=32))
@@ -270,13 +271,11 @@ def test_a_quantised_unet_is_fitted_and_sampled(tmp_path):
         generator = torch.Generator().manual_seed(1)
         positive, negative = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
         latent = {"samples": torch.zeros(1, 4, 16, 16)}
-        head = FitLaplaceHead.execute(
-            model, positive, negative, latent, "own samples", 4, 4, 3.0, 2, "low-rank", 0.99, 0, "input"
-        )[0]
-        settings = (5, 4, 3.0, "euler", "normal", positive, negative, latent, 1.0)
-        before = nodes.KSampler().sample(model, *settings)[0]["samples"]
-        ours, uncertainty, _ = KSamplerBayesDiff.execute(model, *settings, head, "balanced", 8).result
-        after = nodes.KSampler().sample(model, *settings)[0]["samples"]
+        head = fit_own_head(model, Guidance(positive, negative, 3.0), (4, 16, 16), 4, 4, 2)
+        inputs = sampler_inputs((model, positive, negative), seed=5) | {"latent_image": latent}
+        before = nodes.KSampler().sample(**inputs)[0]["samples"]
+        ours, uncertainty, _ = KSamplerBayesDiff.execute(**inputs, head=head, quality="balanced", members=8).result
+        after = nodes.KSampler().sample(**inputs)[0]["samples"]
     assert torch.equal(ours["samples"], before) and torch.equal(after, before)
     assert torch.isfinite(uncertainty.variance).all() and uncertainty.variance.mean() > 0
     assert kept() == quantised

@@ -6,7 +6,7 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from bayesdiff.bayesdiff_core.storage import load_head, save_head
+from bayesdiff.bayesdiff_core.posterior.storage import load_head, save_head
 from bayesdiff.host.demo_model import load_demo_model
 from bayesdiff.nodes.head import FitLaplaceHead
 from bayesdiff.nodes.sampler import KSamplerBayesDiff

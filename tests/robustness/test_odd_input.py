@@ -13,16 +13,14 @@ import torch
 from bayesdiff.bayesdiff_core.estimators.moments import Moments
 from bayesdiff.bayesdiff_core.estimators.paper import Paper
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
-from bayesdiff.bayesdiff_core.scores import SCORES
-from bayesdiff.bayesdiff_core.uncertainty import Uncertainty
+from bayesdiff.bayesdiff_core.reading.scores import SCORES
+from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
 from bayesdiff.host.demo_model import load_demo_model
-from bayesdiff.host.sampling import Wishes
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
 from bayesdiff.nodes.filter import BEST_FIRST, KEEP_BEST, FilterByUncertainty
 from bayesdiff.nodes.head import FitLaplaceHead
 from bayesdiff.nodes.map import UncertaintyMap
 from bayesdiff.nodes.mask import UncertaintyToMask
-from bayesdiff.nodes.options import UncertaintyOptions
 from bayesdiff.nodes.plot import HISTOGRAM, OVER_SIGMA, UncertaintyPlot
 from bayesdiff.nodes.renoise import UncertaintyWithoutHead
 from bayesdiff.nodes.repair import Repair
@@ -31,6 +29,7 @@ from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from bayesdiff.nodes.score import UncertaintyScore
 from comfy_execution.graph_utils import ExecutionBlocker
 from in_process import traces
+from running import options
 
 RUN = dict(steps=2, cfg=3.0, sampler_name="euler", scheduler="normal")
 SIDE = 8
@@ -61,7 +60,7 @@ def stock(demo, latent: dict, denoise: float = 1.0) -> torch.Tensor:
 def sample(demo, head, latent: dict, denoise: float = 1.0, quality="draft", estimator=None, preview=False):
     return KSamplerBayesDiff.execute(
         **prompts(demo), **RUN, seed=3, latent_image=latent, denoise=denoise, head=head, quality=quality, members=2,
-        options=UncertaintyOptions(estimator, Wishes(map_preview=preview)),
+        options=options(estimator, map_preview=preview),
     ).args  # fmt: skip
 
 
@@ -107,9 +106,9 @@ def blind(request):
 ESTIMATORS = {
     "draft": ("draft", None),
     "ensemble": ("ensemble", None),
-    "tangents": ("draft", Tangents(1)),
-    "moments": ("draft", Moments(1, 1)),
-    "paper": ("draft", Paper(1, 1)),
+    "tangents": ("draft", Tangents(members=1)),
+    "moments": ("draft", Moments(every=1, draws=1)),
+    "paper": ("draft", Paper(every=1, draws=1)),
 }
 
 
@@ -125,7 +124,7 @@ def test_a_model_of_nan_is_sampled_as_the_stock_one_and_its_scores_say_so(blind,
         lambda: UncertaintyScore.execute(uncertainty, "median"),
         lambda: UncertaintyPlot.execute(uncertainty, HISTOGRAM, "median", 256, 192),
     ):
-        with pytest.raises(ValueError, match="Expected finite variances, got NaN or infinity in 2 of 2 pictures"):
+        with pytest.raises(ValueError, match="Expected finite variances, got NaN or infinity in 2 of 2 images"):
             read()
     if name == "ensemble":
         with pytest.raises(ValueError, match="Expected finite variances, got NaN"):
@@ -135,20 +134,20 @@ def test_a_model_of_nan_is_sampled_as_the_stock_one_and_its_scores_say_so(blind,
 
 
 def test_nothing_is_fitted_on_or_mended_by_a_model_of_nan(blind, demo_head):
-    picture = {"samples": torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))}
-    for data, fit_on in ((picture, "latents"), (empty(), "own samples")):
+    image = {"samples": torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))}
+    for data, fit_on in ((image, "latents"), (empty(), "own samples")):
         with pytest.raises(ValueError, match="Expected finite (features|predictions).* got NaN or infinity; sample a"):
             fit(blind, data, fit_on)
     for rounds in (0, 1):
-        with pytest.raises(ValueError, match="Expected finite variances, got NaN or infinity in 1 of 1 pictures"):
-            repair(blind, demo_head, picture, rounds=rounds)
+        with pytest.raises(ValueError, match="Expected finite variances, got NaN or infinity in 1 of 1 images"):
+            repair(blind, demo_head, image, rounds=rounds)
     found = KSamplerBestOfN.execute(
         **prompts(blind), **RUN, seed=3, latent_image=empty(), denoise=1.0, head=demo_head, candidates=3, keep=2,
         share=0.5, quality="quick", batch_size=1, score_finished=False,
     ).args  # fmt: skip
     assert found[0]["batch_index"] == [0, 1] and all(math.isnan(score) for score in found[3])
     _, scores = UncertaintyWithoutHead.execute(
-        **prompts(blind), latent=picture, cfg=3.0, draws=2, levels=1, highest=0.5, lowest=0.5, seed=0
+        **prompts(blind), latent=image, cfg=3.0, draws=2, levels=1, highest=0.5, lowest=0.5, seed=0
     ).args
     assert math.isnan(scores[0])
 
@@ -163,19 +162,19 @@ def test_a_latent_that_is_no_number(demo, demo_head, value):
         assert math.isnan(scores[0]) and scores[1] > 0, "its neighbour is not touched"
     with pytest.raises(ValueError, match="Expected finite features at the last layer, got NaN"):
         fit(demo, latent)
-    with pytest.raises(ValueError, match="got NaN or infinity in 1 of 2 pictures .the first is number 0"):
+    with pytest.raises(ValueError, match="got NaN or infinity in 1 of 2 images .the first is number 0"):
         repair(demo, demo_head, latent)
 
 
 @pytest.fixture(scope="module")
-def pictures(demo, demo_head):
+def images(demo, demo_head):
     with torch.inference_mode():
         return sample(demo, demo_head, empty(2))[:2]
 
 
 @BAD
-def test_a_mask_that_is_no_number(demo, demo_head, pictures, value):
-    latent, uncertainty = pictures
+def test_a_mask_that_is_no_number(demo, demo_head, images, value):
+    latent, uncertainty = images
     mask = torch.ones(1, 16, 16)
     mask[0, 3, 3] = value
     for score in SCORES:
@@ -191,16 +190,16 @@ def test_a_mask_that_is_no_number(demo, demo_head, pictures, value):
 
 
 @BAD
-def test_scores_pictures_and_members_that_are_no_number(demo, pictures, value):
-    images = torch.rand(2, 16, 16, 3)
-    images[0, 3, 3] = value
+def test_scores_images_and_members_that_are_no_number(demo, images, value):
+    pixels = torch.rand(2, 16, 16, 3)
+    pixels[0, 3, 3] = value
     kept, sheet = FilterByUncertainty.execute(
-        [KEEP_BEST], [1], [0.5], [1.0], [1.0], [BEST_FIRST], scores=[value, 2.0], images=[images]
+        [KEEP_BEST], [1], [0.5], [1.0], [1.0], [BEST_FIRST], scores=[value, 2.0], images=[pixels]
     ).args[1::13][:2]
-    assert torch.equal(kept, images[1:]) and sheet.isfinite().all()
-    members = pictures[1].deviations.repeat(4, 1, 1, 1, 1) * value
+    assert torch.equal(kept, pixels[1:]) and sheet.isfinite().all()
+    members = images[1].deviations.repeat(4, 1, 1, 1, 1) * value
     heat_map = UncertaintyMap.execute(
-        dataclasses.replace(pictures[1], deviations=members), demo[3], "each image", 0.85, resolution="pixels"
+        dataclasses.replace(images[1], deviations=members), demo[3], "each image", 0.85, resolution="pixels"
     ).args[0]
     assert heat_map.isfinite().all()
 
@@ -217,7 +216,7 @@ sides = st.integers(1, 13)
     filled=st.sampled_from([0.0, 0.5, 1.0]),
 )  # fmt: skip
 def test_any_size_of_latent_batch_and_mask(demo, demo_head, batch, height, width, quality, mask, filled):
-    """The stock latent, an uncertainty of its shape, and maps and masks of the picture's own size."""
+    """The stock latent, an uncertainty of its shape, and maps and masks of the image's own size."""
     with torch.inference_mode():
         latent, denoise = empty(batch, height, width), 1.0
         if mask is not None:
@@ -245,7 +244,7 @@ def test_any_size_of_latent_batch_and_mask(demo, demo_head, batch, height, width
     method=st.sampled_from(["inpaint", "rectify"]),
 )  # fmt: skip
 def test_repair_and_variations_of_any_size(demo, demo_head, batch, height, width, masks, method):
-    """Also with fewer or more noise masks than pictures, which the host repeats or cuts off."""
+    """Also with fewer or more noise masks than images, which the host repeats or cuts off."""
     with torch.inference_mode():
         latent, uncertainty, _ = sample(demo, demo_head, empty(batch, height, width))
         if masks:

@@ -12,23 +12,29 @@ import pytest
 import torch
 from bayesdiff.bayesdiff_core.estimators.moments import Moments
 from bayesdiff.bayesdiff_core.estimators.paper import Paper
+from bayesdiff.bayesdiff_core.estimators.registry import JUDGED_STATES
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
-from bayesdiff.bayesdiff_core.uncertainty import Uncertainty
-from bayesdiff.host.beside import Beside, Riding
-from bayesdiff.host.best_of_n import Counter, Recording
-from bayesdiff.host.given import NoiseAgain
-from bayesdiff.host.look import Look
-from bayesdiff.host.sampling import Progress, Wishes
-from bayesdiff.host.state import VisitState
+from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
+from bayesdiff.host.posterior import Posterior
+from bayesdiff.host.run.context import RunContext
+from bayesdiff.host.run.look import Look
+from bayesdiff.host.run.observe import Observer
+from bayesdiff.host.run.progress import Progress
+from bayesdiff.host.run.recorder import Recorder
+from bayesdiff.host.run.replay import Replay
+from bayesdiff.host.run.ride import Changing, Rider
+from bayesdiff.host.states import VisitState
+from bayesdiff.host.uses.best_of_n import Counter, PredictionCache
+from bayesdiff.host.uses.finished import NoiseAgain
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
 from bayesdiff.nodes.head import FitLaplaceHead
 from bayesdiff.nodes.map import UncertaintyMap
-from bayesdiff.nodes.options import UncertaintyOptions
 from bayesdiff.nodes.renoise import UncertaintyWithoutHead
-from bayesdiff.nodes.repair import STATES, Repair
+from bayesdiff.nodes.repair import Repair
 from bayesdiff.nodes.resample import Resample
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from in_process import traces
+from running import options
 
 EMPTY = {"samples": torch.zeros(1, 4, 8, 8)}
 RUN = dict(steps=2, cfg=3.0, sampler_name="euler", scheduler="normal")
@@ -50,7 +56,7 @@ def inference_mode():
 
 @dataclasses.dataclass
 class Scene:
-    """The demo model, its head, and a picture with its uncertainty."""
+    """The demo model, its head, and an image with its uncertainty."""
 
     demo: tuple
     head: object
@@ -64,7 +70,7 @@ class Scene:
     def sample(self, quality="draft", estimator=None, preview=True):
         return KSamplerBayesDiff.execute(
             **self.prompts, **RUN, seed=3, latent_image=EMPTY, denoise=1.0, head=self.head, quality=quality, members=2,
-            options=UncertaintyOptions(estimator, Wishes(map_preview=preview)),
+            options=options(estimator, map_preview=preview),
         ).args  # fmt: skip
 
     def fit(self):
@@ -109,9 +115,9 @@ RUNS = {
     "fit": Scene.fit,
     "deviations": lambda scene: scene.sample("draft"),
     "ensemble": lambda scene: scene.sample("ensemble"),
-    "tangents": lambda scene: scene.sample(estimator=Tangents(1)),
-    "moments": lambda scene: scene.sample(estimator=Moments(1, 1)),
-    "paper": lambda scene: scene.sample(estimator=Paper(1, 1)),
+    "tangents": lambda scene: scene.sample(estimator=Tangents(members=1)),
+    "moments": lambda scene: scene.sample(estimator=Moments(every=1, draws=1)),
+    "paper": lambda scene: scene.sample(estimator=Paper(every=1, draws=1)),
     "best of N": lambda scene: scene.best_of_n(False),
     "best of N, scored again": lambda scene: scene.best_of_n(True),
     "repair by inpainting": lambda scene: scene.repair("inpaint", 2),
@@ -152,7 +158,8 @@ def same(first, second) -> bool:
 def living() -> list[str]:
     """What of ours that belongs to one run is still in memory."""
     gc.collect()
-    ours = (Beside, Riding, Look, Recording, Counter, VisitState, NoiseAgain, Progress)
+    of_a_run = (RunContext, Observer, Look, Recorder, Replay, Rider, Changing, Progress, Posterior)
+    ours = (*of_a_run, PredictionCache, Counter, VisitState, NoiseAgain)
     return [type(thing).__name__ for thing in gc.get_objects() if type(thing) in ours]
 
 
@@ -237,9 +244,9 @@ ESTIMATING = "Allocation on device; memory ran out in estimating the uncertainty
 
 @pytest.mark.parametrize(
     ("run", "steps"),
-    [("deviations", 2), ("ensemble", 2), ("tangents", 2), ("best of N", 1), ("repair by inpainting", STATES)],
+    [("deviations", 2), ("ensemble", 2), ("tangents", 2), ("best of N", 1), ("repair by inpainting", JUDGED_STATES)],
 )
-def test_out_of_memory_is_the_hosts_word_and_ours_where_the_picture_was_there(scene, run, steps):
+def test_out_of_memory_is_the_hosts_word_and_ours_where_the_image_was_there(scene, run, steps):
     """Type and message stay the host's, which then unloads its models; of what came too late there is one sentence."""
     model, stopper = scene.demo[0], Stopper(network_of(scene, run))
     stock, before = scene.stock(False), traces(model)

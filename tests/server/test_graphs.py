@@ -14,7 +14,7 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from bayesdiff.bayesdiff_core.storage import load_head, save_head
+from bayesdiff.bayesdiff_core.posterior.storage import load_head, save_head
 from comfy_api.latest import io
 from PIL import Image
 
@@ -163,9 +163,7 @@ def test_cancel_in_an_ensemble_leaves_the_stock_sampler_as_it_was(server):
     assert torch.equal(saved_latent(server, server.run(with_sampler(base_graph(), seed=21))), before)
 
 
-@pytest.mark.parametrize(
-    ("quality", "total", "totals"), [("ensemble", 30, {0, 5, 30}), ("balanced", 11, {0, 1, 11, 12})]
-)
+@pytest.mark.parametrize(("quality", "total", "totals"), [("ensemble", 30, {0, 5, 30}), ("balanced", 11, {0, 1, 11})])
 def test_progress_counts_all_calls(server, quality, total, totals):
     seen = []
     # An id of its own: a word of the prompt before may still be on its way.
@@ -205,14 +203,14 @@ def test_options_of_experts(server, estimator):
 # ---------------------------------------------------------------- reading an uncertainty
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-def test_maps_masks_scores_and_plots_of_a_batch(server, pictures):
+@pytest.mark.parametrize("count", [1, 3])
+def test_maps_masks_scores_and_plots_of_a_batch(server, count):
     """All that can be read of one run: in pixels, with a scale, thresholds, inside a mask, drawn."""
     graph = with_sampler(base_graph(), seed=81)
-    graph["empty"]["inputs"]["batch_size"] = pictures
+    graph["empty"]["inputs"]["batch_size"] = count
     graph["map"] = node(
         "BayesDiffUncertaintyMap", uncertainty=["ours", 1], vae=["demo", 3], scale="whole batch", opacity=0.8,
-        resolution="pixels, tiled" if pictures == 1 else "pixels", tile_size=96, colours="viridis", colour_bar=True,
+        resolution="pixels, tiled" if count == 1 else "pixels", tile_size=96, colours="viridis", colour_bar=True,
     )  # fmt: skip
     options = dict(threshold="Otsu", fill_holes=True, smallest_island=20, soft=True, area=0.2, grow=2, blur=1.0)
     graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["ours", 1], **options)
@@ -239,17 +237,17 @@ def test_maps_masks_scores_and_plots_of_a_batch(server, pictures):
         "sheet": 1, "histogram": 1,
     }  # fmt: skip
     for name in ("bar", "overlay", "raw", "std", "masked"):
-        assert len(shown[name]) == pictures
+        assert len(shown[name]) == count
         assert all(found.shape[0] == 128 and found.std() > 0.001 for found in shown[name]), name
     assert all(found.shape[1] == 128 for name in ("overlay", "raw", "std", "masked") for found in shown[name])
     assert shown["bar"][0].shape[1] > 128 and shown["histogram"][0].shape == (256, 400, 3)
     sheet = shown["sheet"][0]
-    assert sheet.shape[0] > 128 * pictures and sheet.shape[1] > 3 * 128 and sheet.std() > 0.1
+    assert sheet.shape[0] > 128 * count and sheet.shape[1] > 3 * 128 and sheet.std() > 0.1
     assert numpy.abs(shown["raw"][0] - shown["std"][0]).max() < 0.01, "one map, as image and as mask"
     inside, whole = ([float(text) for text in entry["outputs"][name]["text"]] for name in ("inside", "whole"))
-    assert len(inside) == len(whole) == pictures
-    assert all(part > picture for part, picture in zip(inside, whole)), "what is masked is what is less certain"
-    assert len(entry["outputs"]["table"]["text"][0].splitlines()) == pictures + 2
+    assert len(inside) == len(whole) == count
+    assert all(part > image for part, image in zip(inside, whole)), "what is masked is what is less certain"
+    assert len(entry["outputs"]["table"]["text"][0].splitlines()) == count + 2
 
 
 def test_a_semantic_score_without_its_encoder_is_one_sentence(server):
@@ -282,9 +280,9 @@ def test_a_filtered_batch_and_its_contact_sheet(server, keep, kept, dropped):
     """Four samples; what comes after an empty side simply does not run."""
     graph = with_sampler(base_graph(), quality="draft", seed=71)
     graph["empty"]["inputs"]["batch_size"] = 4
-    graph["pictures"] = node("VAEDecode", samples=["ours", 0], vae=["demo", 3])
-    graph["show_all"] = node("PreviewImage", images=["pictures", 0])
-    batches = dict(scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0], images=["pictures", 0])
+    graph["decoded"] = node("VAEDecode", samples=["ours", 0], vae=["demo", 3])
+    graph["show_all"] = node("PreviewImage", images=["decoded", 0])
+    batches = dict(scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0], images=["decoded", 0])
     graph = filtered(graph, keep, **batches, positive=["demo", 1])
     graph["again"] = node("VAEDecode", samples=["filter", 0], vae=["demo", 3])
     graph["show_again"] = node("PreviewImage", images=["again", 0])
@@ -298,8 +296,8 @@ def test_a_filtered_batch_and_its_contact_sheet(server, keep, kept, dropped):
     shown = {name: [pixels(path) for path in files.get(f"show_{name}", [])] for name in ("kept", "dropped", "again")}
     assert (len(shown["kept"]), len(shown["dropped"])) == (kept, dropped)
     everything = [pixels(path) for path in files["show_all"]]
-    for place, picture in zip(ranked, [*shown["kept"], *shown["dropped"]], strict=True):
-        assert numpy.array_equal(picture, everything[place])
+    for place, image in zip(ranked, [*shown["kept"], *shown["dropped"]], strict=True):
+        assert numpy.array_equal(image, everything[place])
     # Decoded in a batch of another size, so equal to within rounding to 8 bits.
     assert all(numpy.abs(a - b).max() < 0.02 for a, b in zip(shown["again"], shown["kept"], strict=True))
     assert len(files.get("show_map", [])) == kept
@@ -326,8 +324,8 @@ def test_best_of_n_and_a_filter_without_a_head(server):
     graph["without"] = node(
         "BayesDiffRenoise", **prompts, latent=["best", 0], cfg=3.0, draws=3, levels=2, highest=0.6, lowest=0.4, seed=0
     )
-    graph["pictures"] = node("VAEDecode", samples=["best", 0], vae=["demo", 3])
-    graph = filtered(graph, 1, uncertainty=["without", 0], images=["pictures", 0])
+    graph["decoded"] = node("VAEDecode", samples=["best", 0], vae=["demo", 3])
+    graph = filtered(graph, 1, uncertainty=["without", 0], images=["decoded", 0])
     entry = server.run(graph)
     files = server.files(entry)
     assert len(files["show_kept"]) == 1 and len(files["show_dropped"]) == 3 and len(scores(entry)) == 4
@@ -339,8 +337,8 @@ def test_best_of_n_and_a_filter_without_a_head(server):
 # ---------------------------------------------------------------- vary and repair
 
 
-def test_variations_of_the_best_picture_and_a_repair_of_all(server):
-    """Filtered with its uncertainty, a picture is varied inside a mask; beside it the whole batch is mended."""
+def test_variations_of_the_best_image_and_a_repair_of_all(server):
+    """Filtered with its uncertainty, an image is varied inside a mask; next to it the whole batch is repaired."""
     graph = with_sampler(base_graph(), quality="draft", seed=91)
     run = {key: value for key, value in (CONNECTIONS | SETTINGS).items() if key != "latent_image"}
     graph = filtered(graph, 1, scores=["ours", 2], uncertainty=["ours", 1], latent=["ours", 0])
@@ -356,8 +354,8 @@ def test_variations_of_the_best_picture_and_a_repair_of_all(server):
     )  # fmt: skip
     shown = {"varied": ["vary", 0], "candidates": ["repair", 3], "best": ["repair", 0]}
     for name, source in shown.items():
-        graph[f"{name}_pictures"] = node("VAEDecode", samples=source, vae=["demo", 3])
-        graph[f"show_{name}"] = node("PreviewImage", images=[f"{name}_pictures", 0])
+        graph[f"{name}_decoded"] = node("VAEDecode", samples=source, vae=["demo", 3])
+        graph[f"show_{name}"] = node("PreviewImage", images=[f"{name}_decoded", 0])
     graph["show_masks"] = node("MaskPreview", mask=["repair", 4])
     graph["show_words"] = node("PreviewAny", source=["repair", 5])
     entry = server.run(graph)
@@ -371,9 +369,9 @@ def test_variations_of_the_best_picture_and_a_repair_of_all(server):
     assert [mask.mean() > 0.1 for mask in masks] == [False, True, False, True]
     words = entry["outputs"]["show_words"]["text"][0].splitlines()
     assert len(words) == 3
-    for picture, line in enumerate(words[:2]):
-        expected = candidates[2 * picture + line.rstrip().endswith("kept.")]
-        assert numpy.abs(best[picture] - expected).max() < 0.02
+    for image, line in enumerate(words[:2]):
+        expected = candidates[2 * image + line.rstrip().endswith("kept.")]
+        assert numpy.abs(best[image] - expected).max() < 0.02
     del graph["vary"]["inputs"]["mask"]
     graph["vary"]["inputs"]["steps"] = 9
     with pytest.raises(comfy_server.PromptFailed, match="no step at its sigma .*; set steps"):
@@ -498,11 +496,11 @@ def test_a_head_cannot_be_saved_outside_its_folder(server):
 
 
 def test_fitting_on_given_latents_and_repairing_with_a_mask(server):
-    """Encoded pictures as data, and our sampler itself as the repair: the mask stays where it was put."""
+    """Encoded images as data, and our sampler itself as the repair: the mask stays where it was put."""
     graph = with_sampler(base_graph(fit_on="latents"))
     graph["fit"]["inputs"]["latent"] = ["encoded", 0]
-    graph["picture"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0xFFAA33)
-    graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["demo", 3])
+    graph["image"] = node("EmptyImage", width=128, height=128, batch_size=2, color=0xFFAA33)
+    graph["encoded"] = node("VAEEncode", pixels=["image", 0], vae=["demo", 3])
     graph["mask"] = node("BayesDiffUncertaintyToMask", uncertainty=["ours", 1], area=0.2, grow=0, blur=0.0)
     graph["masked"] = node("SetLatentNoiseMask", samples=["ours", 0], mask=["mask", 0])
     graph["repair"] = copy.deepcopy(graph["ours"])

@@ -46,11 +46,11 @@ def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):
         words = re.sub(r"[_\s]+", " ", text.lower())
         missing = [key for key in inputs_of(info) if key.removesuffix("_name").replace("_", " ") not in words]
         assert not missing, f"{name}.md says nothing of {missing}"
-        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
-            assert fetch(server, f"/extensions/BayesDiff/docs/{picture}").startswith(b"\x89PNG"), picture
+        for image in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+            assert fetch(server, f"/extensions/BayesDiff/docs/{image}").startswith(b"\x89PNG"), image
 
 
-def test_every_picture_of_the_help_pages_is_shown_in_one():
+def test_every_image_of_the_help_pages_is_shown_in_one():
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES.glob("*.md"))
     assert all(f"(images/{path.name})" in text for path in (PAGES / "images").iterdir())
 

@@ -26,7 +26,7 @@ FILES = {
     "sdxl": {"1": ["ckpt_name"]},
     "flux": {"1": ["unet_name"], "2": ["clip_name1", "clip_name2"], "3": ["vae_name"]},
 }
-# Standard deviation of a picture's values from 0 to 1, below which it counts as blank.
+# Standard deviation of an image's values from 0 to 1, below which it counts as blank.
 NOT_BLANK = 0.03
 
 
@@ -37,19 +37,19 @@ def object_info(server):
 
 @pytest.fixture(scope="module")
 def made(server):
-    """What a graph makes, run once: its history entry and its pictures ``(n, h, w, 3)`` by the title of their node."""
+    """What a graph makes, run once: its history entry and its images ``(n, h, w, 3)`` by the title of their node."""
     known = {}
 
     def run(name: str):
         if name not in known:
             entry = server.run(make_workflows.runnable(GRAPHS[name]))
-            known[name] = entry, pictures(server, GRAPHS[name], entry)
+            known[name] = entry, images_of(server, GRAPHS[name], entry)
         return known[name]
 
     return run
 
 
-def pictures(server, graph: dict, entry: dict) -> dict[str, numpy.ndarray]:
+def images_of(server, graph: dict, entry: dict) -> dict[str, numpy.ndarray]:
     return {
         graph[node_id]["_meta"]["title"]: numpy.stack([pixels(path) for path in paths])
         for node_id, paths in server.files(entry).items()
@@ -151,7 +151,7 @@ def test_quickstart_makes_samples_maps_masks_and_repairs(made):
     sizes = shown(found)
     assert sizes.pop("Before and after") == (4, 128, 260)
     assert len(sizes) == 5 and set(sizes.values()) == {(4, 128, 128)}
-    assert len(scores_in(text("quickstart", entry, "Scores: lower is surer"))) == 4
+    assert len(scores_in(text("quickstart", entry, "Scores: lower is more certain"))) == 4
     for sample, heat_map, mask, pair in zip(
         *(found[title] for title in ("Samples", "Heat maps", "Masks", "Before and after"))
     ):
@@ -172,11 +172,11 @@ def test_batch_filter_keeps_the_surest_and_shows_all_by_rank(made):
     assert sizes["Dropped"] == (5, 128, 128) and sizes["Histogram"] == (1, 384, 512)
     report = text("batch_filter", entry, "What was kept")
     assert report.startswith("Kept 3 of 8") and "Dropped 5 of 8" in report
-    # The sheet's cells are the pictures twice as large, in the order of rank: the kept, then the dropped.
+    # The sheet's cells are the images twice as large, in the order of rank: the kept, then the dropped.
     (sheet,) = found["Contact sheet"]
     cells = [sheet[row * 293 + 8 :, column * 264 + 8 :][:256:2, :256:2] for row in range(3) for column in range(3)]
-    for rank, picture in enumerate([*found["Kept"], *found["Dropped"]]):
-        assert numpy.argmin([numpy.abs(cell - picture).mean() for cell in cells]) == rank
+    for rank, image in enumerate([*found["Kept"], *found["Dropped"]]):
+        assert numpy.argmin([numpy.abs(cell - image).mean() for cell in cells]) == rank
 
 
 def test_best_of_n_finishes_the_best_and_says_what_it_saved(made):
@@ -187,7 +187,7 @@ def test_best_of_n_finishes_the_best_and_says_what_it_saved(made):
     numbers, early = zip(*re.findall(r"(\d+) \(([\d.e+-]+)\)", report))
     assert sorted(map(int, numbers)) == list(range(16)) and list(early) == sorted(early, key=float)
     for a, b in itertools.combinations(found["The best"], 2):
-        assert numpy.abs(a - b).max() > 0.05, "four seeds, four pictures"
+        assert numpy.abs(a - b).max() > 0.05, "four seeds, four images"
 
 
 def test_mask_to_inpaint_changes_what_is_masked_and_nothing_else(made):
@@ -206,7 +206,7 @@ def test_mask_to_inpaint_changes_what_is_masked_and_nothing_else(made):
 def test_fit_a_head_saves_what_the_muted_group_loads(server, made):
     """As the note says: run, reload the list of files, take the mute off, run again."""
     entry, found = made("fit_a_head")
-    titles = ["Overlays, the own-samples head", "Overlays, the pictures head"]
+    titles = ["Overlays, the own-samples head", "Overlays, the images head"]
     assert shown(found) == {title: (4, 128, 128) for title in titles}
     folder = server.folder / "models" / "laplace_heads"
     assert {f"demo_{kind}_00001_.safetensors" for kind in ("own_samples", "pictures")} <= {
@@ -215,11 +215,10 @@ def test_fit_a_head_saves_what_the_muted_group_loads(server, made):
     graph = GRAPHS["fit_a_head"]
     entry = server.run(graph)
     own, other, loaded = (
-        scores_in(text("fit_a_head", entry, f"Scores, the {kind} head"))
-        for kind in ("own-samples", "pictures", "loaded")
+        scores_in(text("fit_a_head", entry, f"Scores, the {kind} head")) for kind in ("own-samples", "images", "loaded")
     )
     assert own == loaded and len(own) == 4 and own != other
-    again = pictures(server, graph, entry)
+    again = images_of(server, graph, entry)
     assert numpy.array_equal(again["Overlays, the loaded head"], again[titles[0]])
 
 
@@ -228,23 +227,23 @@ def test_sampler_custom_advanced_keeps_the_uncertainty_on_the_way(made):
     sizes = shown(found)
     assert sizes["Samples"] == (4, 128, 128) and sizes["Uncertainty over sigma"] == (1, 384, 512)
     count, height, width = sizes["Sheet in pixels"]
-    assert count == 1 and height > 4 * 128 and width > 3 * 128, "a row a picture: itself, its map, the overlay"
-    assert len(scores_in(text("sampler_custom_advanced", entry, "Scores: lower is surer"))) == 4
+    assert count == 1 and height > 4 * 128 and width > 3 * 128, "a row per image: itself, its map, the overlay"
+    assert len(scores_in(text("sampler_custom_advanced", entry, "Scores: lower is more certain"))) == 4
 
 
 def test_repair_loop_keeps_the_surest_of_what_it_tried(made):
     entry, found = made("repair_loop")
-    masks = found["What was mended"][..., 0]
-    assert masks.shape == (12, 128, 128) and not masks[::3].any(), "nothing is masked in the pictures themselves"
+    masks = found["What was repaired"][..., 0]
+    assert masks.shape == (12, 128, 128) and not masks[::3].any(), "nothing is masked in the images themselves"
     assert all(0.15 < mask.mean() < 0.6 for place, mask in enumerate(masks) if place % 3)
-    sizes = shown({title: images for title, images in found.items() if title != "What was mended"})
-    candidates = found["Each picture, then its rounds"]
+    sizes = shown({title: images for title, images in found.items() if title != "What was repaired"})
+    candidates = found["Each image, then its rounds"]
     assert sizes == {
-        "Samples": (4, 128, 128), "The best of each": (4, 128, 128), "Each picture, then its rounds": (12, 128, 128)
+        "Samples": (4, 128, 128), "The best of each": (4, 128, 128), "Each image, then its rounds": (12, 128, 128)
     }  # fmt: skip
     assert numpy.array_equal(candidates[::3], found["Samples"])
-    for picture, best in enumerate(found["The best of each"]):
-        assert any(numpy.array_equal(best, tried) for tried in candidates[3 * picture : 3 * picture + 3])
+    for image, best in enumerate(found["The best of each"]):
+        assert any(numpy.array_equal(best, tried) for tried in candidates[3 * image : 3 * image + 3])
     report = text("repair_loop", entry, "What each round did")
     rounds = [line for line in report.splitlines() if line.startswith("Round")]
     assert len(rounds) == 8
@@ -255,15 +254,15 @@ def test_repair_loop_keeps_the_surest_of_what_it_tried(made):
 
 def test_variations_vary_and_keep_to_their_mask(made):
     _, found = made("variations")
-    sizes, both = shown(found), ("Each picture, then its variations", "Varied inside the mask")
+    sizes, both = shown(found), ("Each image, then its variations", "Varied inside the mask")
     assert sizes == {"Overlays": (2, 128, 128), "Masks": (2, 128, 128), both[0]: (8, 128, 128), both[1]: (8, 128, 128)}
     everywhere, inside = (found[title] for title in both)
-    assert numpy.array_equal(everywhere[::4], inside[::4]), "the pictures themselves"
-    for picture, mask in enumerate(found["Masks"][..., 0] == 1):
+    assert numpy.array_equal(everywhere[::4], inside[::4]), "the images themselves"
+    for image, mask in enumerate(found["Masks"][..., 0] == 1):
         for variation in range(1, 4):
-            place = 4 * picture + variation
-            assert numpy.abs(everywhere[place] - everywhere[4 * picture]).max() > 0.1
-            change = numpy.abs(inside[place] - inside[4 * picture]).mean(2)
+            place = 4 * image + variation
+            assert numpy.abs(everywhere[place] - everywhere[4 * image]).max() > 0.1
+            change = numpy.abs(inside[place] - inside[4 * image]).mean(2)
             assert change[mask].mean() > 3 * change[~mask].mean()
 
 
@@ -289,7 +288,7 @@ def test_the_rest_of_the_graph_runs_on_the_demo_model(server, name):
     graph = on_demo_model(make_workflows.runnable(GRAPHS[name]))
     entry = server.run(graph)
     (batch,) = (node["inputs"]["batch_size"] for node in graph.values() if "batch_size" in node["inputs"])
-    found = pictures(server, graph, entry)
+    found = images_of(server, graph, entry)
     assert shown(found) == {title: (batch, 128, 128) for title in ("Samples", "Overlays", "Masks", "Repaired")}
     masks = found["Masks"][..., 0]
     change = numpy.abs(found["Repaired"] - found["Samples"]).mean(3)

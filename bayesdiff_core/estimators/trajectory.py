@@ -1,0 +1,170 @@
+"""The nominal run, as it went: every evaluation of the network, and how the sampler stepped from one to the next.
+
+With alpha the scale of the signal in x (1, or ``1 - sigma`` for a rectified flow) and D the network's prediction of the
+clean latent (``denoised``), a sampler's step from one state to the next is ``x' = a x + (alpha' - a alpha) D + noise``.
+The coefficient a tells samplers apart. It is read off the run itself, so no sampler is written anew here.
+
+Three quantities tell how noisy a state is, and each has one name: *sigma* is the sampler's own number, *noise over
+signal* is the ratio of the two scales, which means the same for every model, and *share of the schedule* is where on
+the model's schedule a sigma lies, from 0 (all noise) to 1 (none).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+LEAST_SIGNAL, LEAST_SIGMA = 1e-6, 1e-9
+
+
+class Scales(NamedTuple):
+    """Scales of noise and signal in x: ``x = noise * eps + signal * clean``."""
+
+    noise: float
+    signal: float
+
+    @property
+    def noise_over_signal(self) -> float:
+        """The ratio; a million where there is no signal at all."""
+        return self.noise / max(self.signal, LEAST_SIGNAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One evaluation of the network in the nominal run, in the sampler's space.
+
+    Attributes:
+        sigma: as the sampler names it.
+        scales: of noise and signal in x at this sigma.
+        x: what the network saw, ``(n, ...)``.
+        denoised: what it predicted, guidance included, ``(n, ...)``.
+        contraction: the coefficient a of the step to the next state, or from the last state to the end.
+        variance: of ``denoised`` under the posterior of the last layer, ``(n, ...)``, if x were certain; None where
+            the estimator did not want it, see :meth:`Estimator.wants_variance <.base.Estimator.wants_variance>`.
+    """
+
+    sigma: float
+    scales: Scales
+    x: torch.Tensor
+    denoised: torch.Tensor
+    contraction: float
+    variance: torch.Tensor | None = None
+
+    @property
+    def noise(self) -> float:
+        return self.scales.noise
+
+    @property
+    def signal(self) -> float:
+        return self.scales.signal
+
+    @property
+    def noise_over_signal(self) -> float:
+        return self.scales.noise_over_signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """A sampling run that is over.
+
+    Attributes:
+        states: every evaluation of the network, in order; at least one.
+        end: scales at the end of the run.
+        sampler: name of the sampling algorithm, "" where it has none.
+    """
+
+    states: tuple[State, ...]
+    end: Scales
+    sampler: str = ""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the latent."""
+        return self.states[0].x.shape
+
+    @property
+    def levels(self) -> list[float]:
+        """Noise over signal of every state."""
+        return [state.noise_over_signal for state in self.states]
+
+    def scales_at(self, index: int) -> Scales:
+        """Scales of a state, or of the end for the index after the last."""
+        return self.states[index].scales if index < len(self.states) else self.end
+
+    def contraction(self, first: int, last: int) -> float:
+        """The coefficient a of all steps from state ``first`` up to ``last``."""
+        return math.prod(state.contraction for state in self.states[first:last])
+
+
+def nearest_sigma(sigmas: Sequence[float], wanted: float) -> int:
+    """The place of the sigma nearest to ``wanted``, by its logarithm.
+
+    Of several equal ones the last: where a sampler of higher order corrects itself, that is what it keeps.
+    """
+
+    def distance(sigma: float) -> float:
+        return abs(math.log(max(sigma, LEAST_SIGMA) / max(wanted, LEAST_SIGMA)))
+
+    return min(range(len(sigmas)), key=lambda i: (distance(sigmas[i]), -i))
+
+
+class Step(NamedTuple):
+    """Two latents that a sampler's step leads between, and the prediction that it follows; see :func:`contraction`."""
+
+    x: torch.Tensor
+    signal: float
+    denoised: torch.Tensor
+    x_next: torch.Tensor
+    signal_next: float
+
+
+def contraction(step: Step, mask: torch.Tensor | None = None) -> float:
+    """The coefficient a of a step, by projection on ``x - alpha D``, which noise is independent of.
+
+    For a deterministic sampler it is the ratio of the noise scales, for one that renews its noise it is less.
+
+    Args:
+        mask: broadcasts to ``(n, ...)``, 1 where the image is denoised.
+    """
+    denoised = step.denoised.float()
+    old, new = step.x.float() - step.signal * denoised, step.x_next.float() - step.signal_next * denoised
+    if mask is not None:
+        old = old * mask
+    finite = (old * new).flatten(1).isfinite().all(1)  # a broken image says nothing of the others
+    old, new = old[finite], new[finite]
+    square = float(old.square().sum())
+    return max(float((old * new).sum()) / square, 0.0) if square > 0 else 1.0
+
+
+# Shares of the steps after which the trajectory is kept, unless other points of it are asked for.
+KEPT_SHARES = (0.2, 0.4, 0.6, 0.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveAt:
+    """Where on the way to keep the mean and the variance of the noisy latent. It takes no network call.
+
+    Attributes:
+        sigmas: each is kept at the nearest sigma of the run. Without any, the run is kept after some shares of its
+            steps: then every image can be resampled.
+    """
+
+    sigmas: tuple[float, ...] = ()
+
+    def of(self, schedule: torch.Tensor) -> list[float]:
+        """The sigmas to keep of a run with these, highest first."""
+        last = len(schedule) - 1
+        steps = sorted({round(share * last) for share in KEPT_SHARES} - {0, last})
+        return sorted(self.sigmas or [float(schedule[step]) for step in steps], reverse=True)
+
+    def steps(self, schedule: torch.Tensor) -> list[int]:
+        """The steps, from 0, that start nearest to those sigmas."""
+        starts = schedule[:-1].tolist()
+        return [nearest_sigma(starts, sigma) for sigma in self.of(schedule)] if starts else []
+
+
+DEFAULT_POINTS = SaveAt()

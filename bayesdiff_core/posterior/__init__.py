@@ -1,0 +1,10 @@
+"""The Gaussian posterior of a last layer (Kou et al. 2024, section 3.1).
+
+================  ============================================================================
+``features``      a last layer as a linear map of feature rows
+``laplace_head``  the posterior: predictive variance and draws
+``draws``         random numbers with an identity: number k of a seed
+``fit``           fitting it with laplace-torch
+``storage``       the head as a safetensors file
+================  ============================================================================
+"""

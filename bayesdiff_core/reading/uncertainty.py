@@ -1,0 +1,188 @@
+"""UNCERTAINTY: what an uncertainty-aware sampler returns with the latent, and the one place that reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .grid import LatentGrid
+from .maps import resize_map
+from .scores import DEFAULT, SCORES
+
+
+def std_of(variance: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each cell, ``(n, ...)``: root of the variance ``(n, c, ...)`` averaged over channels.
+
+    A negative variance, which the published recursion can return, counts as zero.
+    """
+    return variance.mean(dim=1).clamp(min=0).sqrt()
+
+
+def require_finite(variance: torch.Tensor) -> None:
+    """Refuse a variance ``(n, ...)`` that holds NaN or infinity.
+
+    Raises:
+        ValueError: it does; the sentence says in which images.
+    """
+    if bad := [i for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
+        raise ValueError(
+            f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} images (the first is "
+            f"number {bad[0]}, numbered from 0); check whether the images themselves are blank, and sample in a wider "
+            "number format, for example --force-fp32."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A point of the trajectory: mean and variance of the noisy latent there (Kou et al. 2024, section 3.3).
+
+    Attributes:
+        sigma: as the sampler names it.
+        latent: ``(n, ...)``, the run's own latent at that sigma, noise included, as a stock sampler that stops there
+            and leaves its noise in would return it.
+        variance: of the same shape, in squared units of it.
+    """
+
+    sigma: float
+    latent: torch.Tensor
+    variance: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> Moment:
+        return dataclasses.replace(self, latent=self.latent[index], variance=self.variance[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+    """Pixel-wise variance of a batch of latents and what is needed to read it later.
+
+    Attributes:
+        variance: ``(n, c, h, w)`` or, with a time axis, ``(n, c, t, h, w)``, in squared units of the latent the user
+            sees, in its layout.
+        latent: of the same shape, the samples that the variance belongs to.
+        grid: pixels and frames of a latent cell.
+        estimator: name of what estimated the variance.
+        members: how many posterior draws it used.
+        head: metadata of the Laplace head.
+        cost: network calls of the whole run, relative to plain sampling.
+        deviations: ``(k, n, ...)``, how far some of the members ended from ``latent``; k is 0 where the estimator has
+            no members.
+        trajectory: mean and variance at the sigmas that were asked for, highest first.
+    """
+
+    variance: torch.Tensor
+    latent: torch.Tensor
+    grid: LatentGrid
+    estimator: str
+    members: int
+    head: dict[str, str]
+    cost: float
+    deviations: torch.Tensor
+    trajectory: tuple[Moment, ...] = ()
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.variance)
+
+    # ------------------------------------------------------------ what can be read
+
+    def require_images(self) -> None:
+        """Refuse what maps, masks and scores of a region cannot read.
+
+        Raises:
+            ValueError: the latent is not a batch of images, or a variance is no finite number.
+        """
+        shape = tuple(self.variance.shape)
+        if len(shape) == 5 and shape[2] > 1:
+            raise ValueError(
+                f"Expected the uncertainty of images, got that of a clip of {self.grid.frames_of(shape[2])} frames "
+                f"(latent shape {shape}); sample a single frame, maps of video are not supported yet."
+            )
+        if len(shape) not in (4, 5):
+            raise ValueError(
+                f"Expected the uncertainty of image latents (batch, channels, height, width), got shape {shape}; "
+                "connect the uncertainty of an image model."
+            )
+        require_finite(self.variance)
+
+    # ------------------------------------------------------------ maps
+
+    def std_map(self) -> torch.Tensor:
+        """Standard deviation of each latent cell, ``(n, h, w)``: root of the variance averaged over channels.
+
+        Raises:
+            ValueError: see :meth:`require_images`.
+        """
+        self.require_images()
+        # An image of a family that also makes video has one frame.
+        return std_of(self.variance if self.variance.ndim == 4 else self.variance[:, :, 0])
+
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the decoded images in pixels."""
+        return self.grid.pixels_of(self.variance.shape[-2]), self.grid.pixels_of(self.variance.shape[-1])
+
+    def maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The map of standard deviations at a size in pixels, by default that of the images: ``(n, height, width)``.
+
+        Raises:
+            ValueError: see :meth:`require_images`.
+        """
+        return resize_map(self.std_map(), *(size or self.image_size()))
+
+    # ------------------------------------------------------------ numbers
+
+    def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One score per image, ``(n,)``, one of :data:`~.scores.SCORES`. Higher is less certain."""
+        return SCORES[name](self.variance, self.latent, mask)
+
+    def std_over_sigma(self) -> tuple[list[float], torch.Tensor]:
+        """Sigmas above zero, highest first, and the mean standard deviation of each image there.
+
+        Returns:
+            ``m`` sigmas and ``(m, n)``.
+
+        Raises:
+            ValueError: the trajectory was not kept, or a variance of it is no finite number.
+        """
+        moments = [moment for moment in self.trajectory if moment.sigma > 0]
+        if not moments:
+            raise ValueError(
+                "Expected an uncertainty that keeps its trajectory, got one that does not; connect sigmas to "
+                "Uncertainty Options and those to the sampler."
+            )
+        for moment in moments:
+            require_finite(moment.variance)
+        return [moment.sigma for moment in moments], torch.stack(
+            [moment.variance.clamp(min=0).sqrt().flatten(1).mean(1) for moment in moments]
+        )
+
+    # ------------------------------------------------------------ some of the images, and more of them
+
+    def select(self, index: torch.Tensor) -> Uncertainty:
+        """The uncertainty of the images at ``index`` ``(m,)`` alone, in that order."""
+        return dataclasses.replace(
+            self,
+            variance=self.variance[index],
+            latent=self.latent[index],
+            deviations=self.deviations[:, index],
+            trajectory=tuple(moment.select(index) for moment in self.trajectory),
+        )
+
+    @staticmethod
+    def join(parts: list[Uncertainty]) -> Uncertainty:
+        """One uncertainty of all images of the parts, in their order; one estimator made all of them."""
+        moments = tuple(
+            dataclasses.replace(
+                same[0],
+                latent=torch.cat([moment.latent for moment in same]),
+                variance=torch.cat([moment.variance for moment in same]),
+            )
+            for same in zip(*(part.trajectory for part in parts))
+        )
+        return dataclasses.replace(
+            parts[0],
+            variance=torch.cat([part.variance for part in parts]),
+            latent=torch.cat([part.latent for part in parts]),
+            deviations=torch.cat([part.deviations for part in parts], dim=1),
+            trajectory=moments,
+        )

@@ -1,0 +1,214 @@
+"""Features for fitting a Laplace head, from a model's own samples, from latents or from images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import comfy.sample
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
+from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
+from ..bayesdiff_core.reading.grid import LatentGrid
+from .files import read_caption, read_image
+from .identity import describe_model
+from .last_layer import LastLayer, find_last_layer
+from .latents import latent_grid
+from .layout import discover_last_layer, layout_at
+from .run.space import output_slope
+from .settings import Guidance
+from .states import NoisedState, visit_state
+
+# Latent cells and images in one call of the network: few, so that a model that just fits its card can be fitted.
+CALL_CELLS, CALL_IMAGES = 64 * 64, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Latents ``(n, ...)`` as the user sees them, and the conditioning that describes them all."""
+
+    latents: torch.Tensor
+    positive: list
+
+
+def call_batch(latents: torch.Tensor) -> int:
+    """How many of the latents ``(n, ...)`` to give to one call of the network."""
+    return max(1, min(CALL_IMAGES, CALL_CELLS // latents[0, 0].numel()))
+
+
+def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
+    """Latents under one conditioning, in batches that the network is called with."""
+    return [Example(batch, positive) for batch in latents.split(call_batch(latents))]
+
+
+def own_samples(model: ModelPatcher, guidance: Guidance, latent: dict, count: int, steps: int, seed: int):
+    """``count`` samples ``(count, ...)`` of the model's own, of the size of ``latent``."""
+    positive, negative, cfg = guidance
+    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(latent["samples"][:1]))
+    shape, generator = (count, *empty.shape[1:]), torch.Generator().manual_seed(seed)
+    noises = torch.randn(shape, generator=generator).split(call_batch(empty))
+    bar = comfy.utils.ProgressBar(len(noises) * steps)
+    return torch.cat(
+        [
+            comfy.sample.sample(
+                model,
+                noise,
+                steps,
+                cfg,
+                "euler",
+                "simple",
+                positive,
+                negative,
+                torch.zeros_like(noise),
+                seed=seed,
+                callback=lambda *_: bar.update(1),
+                disable_pbar=True,
+            )
+            for noise in noises
+        ]
+    )
+
+
+def encode_image(vae, image: torch.Tensor, latent: dict, grid: LatentGrid) -> torch.Tensor:
+    """An image ``(1, h, w, 3)`` cropped and scaled to the size of ``latent``, encoded: ``(1, ...)``."""
+    height, width = (grid.pixels_of(side) for side in latent["samples"].shape[-2:])
+    scaled = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
+    return vae.encode(scaled)
+
+
+def examples_from_images(model: ModelPatcher, vae, images: torch.Tensor, positive, latent: dict) -> list[Example]:
+    """Images ``(n, h, w, c)`` as a data set under one conditioning."""
+    bar, grid = comfy.utils.ProgressBar(len(images)), latent_grid(model)
+    encoded = []
+    for image in images:
+        encoded.append(encode_image(vae, image[None, ..., :3], latent, grid))
+        bar.update(1)
+    return as_examples(torch.cat(encoded), positive)
+
+
+def examples_from_folder(
+    model: ModelPatcher, vae, paths: list[Path], clip, positive, latent: dict
+) -> tuple[list[Example], int]:
+    """Image files as a data set, each under its own caption where ``clip`` is given and a caption is there.
+
+    Returns:
+        the data set and how many captions were found.
+    """
+    bar, grid, captions = comfy.utils.ProgressBar(len(paths)), latent_grid(model), 0
+    plain, data = [], []
+    for path in paths:
+        encoded = encode_image(vae, read_image(path), latent, grid)
+        caption = read_caption(path) if clip is not None else None
+        if clip is None or caption is None:
+            plain.append(encoded)
+        else:
+            captions += 1
+            data.append(Example(encoded, clip.encode_from_tokens_scheduled(clip.tokenize(caption))))
+        bar.update(1)
+    if plain:
+        data += as_examples(torch.cat(plain), positive)
+    return data, captions
+
+
+def last_layer_for_fit(model: ModelPatcher, example: Example) -> LastLayer:
+    """The last layer by the table, or where that is silent by a look at a few calls of the network."""
+    try:
+        return find_last_layer(model)
+    except ValueError:
+        return discover_last_layer(model, example.positive, example.latents[:1])
+
+
+def positions_of_image(
+    model: ModelPatcher, layer: LastLayer, count: int, denoise, x: torch.Tensor
+) -> torch.Tensor | None:
+    """Which of a linear layer's ``count`` tokens become part of the image; None where they all do.
+
+    Some families send text or reference tokens through the last layer too and slice them off afterwards.
+    """
+    if layer.geometry.kind != "linear":
+        return None
+    try:
+        return layout_at(model, layer, denoise, x).positions(count).unique()
+    except ValueError:  # prompts for areas, each seen alone: the network never returns a whole latent
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """How a head is fitted.
+
+    Attributes:
+        cfg: guidance that the head is for. Guidance reads conditional and unconditional features, so both count
+            alike. At a cfg of 1 the negative prompt is never looked at.
+        levels: sigmas at which each latent is seen under each conditioning, spread evenly over the schedule.
+        seed: of noise, sigmas, and the choice of positions.
+        structure, explained_variance: see :func:`~..bayesdiff_core.posterior.fit.fit_laplace_head`.
+        source: where the data came from, for the head's metadata.
+    """
+
+    cfg: float
+    levels: int = 8
+    seed: int = 0
+    structure: str = "low-rank"
+    explained_variance: float = 0.99
+    source: str = ""
+
+
+def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSettings) -> LaplaceHead:
+    """Fit a Laplace head of ``model``.
+
+    A call of the network at a latent x0, a sigma and noise eps shows the features that training saw. Its residual,
+    known because x0 is, is the noise of the likelihood.
+    """
+    layer = last_layer_for_fit(model, data[0])
+    generator = torch.Generator().manual_seed(settings.seed)
+    hessian = GaussNewton(layer.geometry, generator)
+    weights: torch.Tensor | None = None
+    prompts = 1 if settings.cfg == 1 else 2
+    progress = comfy.utils.ProgressBar(settings.levels * prompts * len(data))
+    image_positions: dict[int, torch.Tensor | None] = {}
+
+    def visit(denoise, x, sigma, x0):
+        seen: list[torch.Tensor] = []
+
+        def see(features):
+            nonlocal weights
+            if weights is None:
+                weights = layer.geometry.weights_of(layer.module.forward, features)
+            seen.append(features)
+
+        with layer.watched(see):
+            denoised = denoise(x)
+        for features in seen:
+            count = layer.geometry.positions(features)
+            if count not in image_positions:
+                image_positions[count] = positions_of_image(model, layer, count, denoise, x)
+            hessian.add_features(features, image_positions[count])
+        sampling = model.get_model_object("model_sampling")
+        hessian.add_residual((denoised - x0) / output_slope(sampling, sigma, x0))
+        progress.update(1)
+
+    for level in range(settings.levels):
+        for example in data:
+            for conditioning in (example.positive, negative)[:prompts]:
+                share = (level + float(torch.rand((), generator=generator))) / settings.levels
+                eps = torch.randn(example.latents.shape, generator=generator)
+                alone = Guidance(conditioning, conditioning, 1.0)
+                visit_state(model, NoisedState(example.latents, share, eps), alone, visit)
+        hessian.end_level()
+    assert weights is not None, "a data set is not empty"
+    images = sum(len(example.latents) for example in data)
+    about = describe_model(model, layer) | {
+        "data": settings.source,
+        "images": str(images),
+        "cfg": f"{settings.cfg:g}",
+        "seed": str(settings.seed),
+        "noise_levels": str(settings.levels),
+        "positions": str(hessian.positions),
+        "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
+    }
+    matrix, structure, explained = hessian.matrix(images), settings.structure, settings.explained_variance
+    return fit_laplace_head(layer.geometry, weights, matrix, structure, explained, about)

@@ -1,0 +1,189 @@
+"""Where the outputs of a last layer end up in the latent, read off the model itself.
+
+After its last layer a network only reorders (unpatchify, crop, drop the learned sigma, slice the image's tokens,
+negate). The outputs are replaced by their own numbers, and what arrives tells where each went. So no family needs code
+of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.posterior.features import LayerGeometry
+from .last_layer import LastLayer, eager
+from .settings import Guidance
+from .states import NoisedState, visit_state
+
+# Small enough to pass through bfloat16 unharmed.
+DIGIT = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the outputs of a last layer end up.
+
+    Attributes:
+        geometry: of the last layer.
+        index: ``latent.shape[1:]``, the number of the output (of one image, flattened in the layer's own layout)
+            that each latent element is.
+    """
+
+    geometry: LayerGeometry
+    index: torch.Tensor
+
+    def positions(self, count: int) -> torch.Tensor:
+        """``latent.shape[1:]``, the output position, of ``count``, that each latent element comes from."""
+        return self.index % count if self.geometry.kind == "conv2d" else self.index // self.geometry.out_features
+
+    def place(self, variance: torch.Tensor) -> torch.Tensor:
+        """Variance of every latent element, from gamma² ``(n, ...)`` of every output position."""
+        flat = variance.flatten(1)
+        return flat[:, self.positions(flat.shape[1]).to(flat.device)]
+
+
+@contextmanager
+def replaced(module: torch.nn.Module, make_output):
+    """Put ``make_output(output)``, unless it is None, in the place of what ``module`` returns."""
+    handle = module.register_forward_hook(lambda module, args, output: make_output(output))
+    try:
+        with eager():
+            yield
+    finally:
+        handle.remove()
+
+
+def layout_at(
+    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> Layout:
+    """Find where the outputs of ``layer`` end up while a state is visited, see :data:`~.states.Visit`.
+
+    Takes a few network calls.
+
+    Raises:
+        ValueError: what follows the layer is more than a reordering, so this is not the last layer.
+    """
+    outputs = 0
+
+    def arriving(make_values) -> torch.Tensor:
+        """What the network returns, where the outputs of the layer are ``make_values(their numbers)``."""
+        seen = []
+
+        def make_output(output):
+            nonlocal outputs
+            outputs = output[0].numel()
+            numbers = torch.arange(outputs, device=output.device).reshape(output.shape[1:])
+            return make_values(numbers).to(output.dtype).expand_as(output)
+
+        with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
+            denoise(x)
+        if not outputs or seen[0].shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"Expected {layer.path} to make outputs that become a latent, but it does not; choose another model."
+            )
+        return seen[0][0].double()
+
+    offset = arriving(torch.zeros_like)
+    sign = arriving(torch.ones_like) - offset
+    if not torch.all(sign.abs() == 1):
+        raise ValueError(
+            f"Expected the outputs of {layer.path} to be reordered only, but the network goes on computing with them; "
+            "choose another model."
+        )
+    index, power = torch.zeros_like(sign), 1
+    while power < outputs:
+        digit = (arriving(lambda numbers, power=power: numbers // power % DIGIT) - offset) * sign
+        index += digit.round() * power
+        power *= DIGIT
+    return Layout(layer.geometry, index.long().cpu())
+
+
+def read_positions(
+    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, count: int
+) -> torch.Tensor | None:
+    """The output position, of ``count``, that each element of a latent like x comes from, by one network call.
+
+    For a layer that is known to be the last one; a sign that follows it does not matter here.
+
+    Args:
+        denoise: calls the network for a batch as large as what it is given.
+        x: ``(1, ...)``.
+
+    Returns:
+        ``x.shape[1:]``; None where the network never returns a whole latent (a prompt for an area).
+    """
+    digits = max(1, math.ceil(math.log(count, DIGIT)))
+    seen: list[torch.Tensor] = []
+
+    def make_output(output: torch.Tensor) -> torch.Tensor:
+        """Image j of the batch carries digit j of the position."""
+        numbers = torch.arange(count, device=output.device)
+        places = torch.stack([numbers // DIGIT**digit % DIGIT for digit in range(digits)])
+        if layer.geometry.kind == "conv2d":
+            values = places.reshape(digits, 1, *output.shape[2:])
+        else:
+            values = places.reshape(digits, *output.shape[1:-1], 1)
+        return values.to(output.dtype).expand(len(output) // digits, *values.shape).flatten(0, 1).expand_as(output)
+
+    with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
+        denoise(x.expand(digits, *x.shape[1:]))
+    if not seen or seen[0].shape[1:] != x.shape[1:]:
+        return None
+    values = seen[0][:digits].abs().round().long().cpu()
+    positions = torch.stack([values[digit] * DIGIT**digit for digit in range(digits)]).sum(0)
+    return positions.clamp(max=count - 1)
+
+
+def read_layout(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> Layout:
+    """Find where the outputs of ``layer`` end up, for a latent ``(1, ...)`` of the size that is asked about.
+
+    Raises:
+        ValueError: see :func:`layout_at`.
+    """
+    found: list[Layout] = []
+
+    def visit(denoise, x, sigma, x0):
+        found.append(layout_at(model, layer, denoise, x))
+
+    visit_once(model, positive, latent, visit)
+    return found[0]
+
+
+def visit_once(model: ModelPatcher, positive, latent: torch.Tensor, visit) -> None:
+    """Visit a state in the middle of the schedule, without guidance."""
+    visit_state(model, NoisedState(latent, 0.5, torch.zeros_like(latent)), Guidance(positive, positive, 1.0), visit)
+
+
+def discover_last_layer(model: ModelPatcher, positive, latent: torch.Tensor) -> LastLayer:
+    """The last layer of a network that the table does not know: the latest called one whose outputs are the latent.
+
+    Raises:
+        ValueError: no layer of the network is one.
+    """
+    network, called = model.model.diffusion_model, []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: called.append((name, module)))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with eager():
+            visit_once(model, positive, latent, lambda denoise, x, sigma, x0: denoise(x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in reversed(called):
+        try:
+            layer = LastLayer(name, module, LayerGeometry.of(module))
+            read_layout(model, layer, positive, latent)
+            return layer
+        except ValueError:
+            continue
+    raise ValueError(
+        f"Expected a model that ends in a linear layer or a convolution, got {type(network).__name__}, which does not; "
+        "choose another model."
+    )

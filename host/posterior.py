@@ -1,0 +1,91 @@
+"""A Laplace head, bound to the model that it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import AbstractContextManager
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
+from .identity import WARN_ONLY, describe_model
+from .last_layer import LastLayer, find_last_layer
+
+# Of what a head's file says, in letters of a sentence about it.
+LONGEST = 200
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Posterior:
+    """The posterior of one model's last layer, with the seed of its draws.
+
+    Draw number k is always the same change of weights: of one head and seed, in any run, on any machine.
+
+    Attributes:
+        model: the model.
+        layer: its last layer.
+        head: the Laplace head.
+        seed: of the draws.
+    """
+
+    model: ModelPatcher
+    layer: LastLayer
+    head: LaplaceHead
+    seed: int = 0
+
+    @classmethod
+    def bind(cls, head: LaplaceHead, model: ModelPatcher, seed: int = 0) -> Posterior:
+        """The posterior of ``model``, after making sure that ``head`` belongs to it.
+
+        Raises:
+            ValueError: the head was fitted on a model of another kind.
+        """
+        try:
+            layer = find_last_layer(model, head.about.get("layer"))
+        except ValueError:
+            layer = find_last_layer(model)
+        check_identity(head, model, layer)
+        if head.geometry != layer.geometry:
+            raise ValueError(
+                f"Expected a Laplace head for a last layer of {layer.geometry.in_features} to "
+                f"{layer.geometry.out_features} channels, got one for {head.geometry.in_features} to "
+                f"{head.geometry.out_features}; load the head of this model or connect Fit Laplace Head."
+            )
+        return cls(model, layer, head, seed)
+
+    def on(self, model: ModelPatcher) -> Posterior:
+        """The same posterior of a clone of the model, which shares its network."""
+        return dataclasses.replace(self, model=model)
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Draw ``number``, from 0, of ``dW = W - W*``, ``(width, out_features)``, float32 on the CPU."""
+        return self.head.draw(self.seed, number)
+
+    def perturbed(self, number: int) -> AbstractContextManager[None]:
+        """Weights ``W* + dW`` of draw ``number`` inside the ``with`` block."""
+        return self.layer.perturbed(self.draw(number))
+
+
+def check_identity(head: LaplaceHead, model: ModelPatcher, layer: LastLayer) -> None:
+    """Warn of a head of another checkpoint or LoRA, and refuse one of another kind of model.
+
+    Raises:
+        ValueError: the head was fitted on a model of another kind.
+    """
+    for key, got in describe_model(model, layer).items():
+        wanted = head.about.get(key)
+        if wanted == got:
+            continue
+        wanted = str(wanted)[:LONGEST]  # a file may say anything
+        if key in WARN_ONLY:
+            logging.warning(
+                f"BayesDiff: this Laplace head was fitted on {WARN_ONLY[key]} (the head's {key}: {wanted}, this "
+                f"model's: {got}); fit a head on this model for exact figures."
+            )
+        else:
+            raise ValueError(
+                f"Expected a Laplace head fitted on this model ({key}: {got}), got one fitted on another "
+                f"({key}: {wanted}); load the head of this model or connect Fit Laplace Head."
+            )

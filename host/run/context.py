@@ -1,0 +1,106 @@
+"""What one sampling run of the host is: made once when its sampler starts, and never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...bayesdiff_core.estimators.trajectory import Scales, State
+from .space import scales, x_slope, x_to_latent
+
+# Functions that a sampler adds to the model's options to see the prediction for the negative prompt.
+POST_CFG = "sampler_post_cfg_function"
+
+
+class SamplerInputs(NamedTuple):
+    """What the host gives a sampler after guider, sigmas and options, in its order."""
+
+    callback: Any
+    noise: torch.Tensor
+    latent_image: torch.Tensor | None = None
+    denoise_mask: torch.Tensor | None = None
+    disable_pbar: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """One sampling run of the host.
+
+    Attributes:
+        model: the clone that is sampled.
+        executor: the host's own sampler, to be called as the host calls it.
+        guider: what the sampler asks for predictions.
+        sigmas: of the run, a copy: uni_pc writes to its own.
+        options: of the sampler, a copy: samplers write their own arguments into these.
+        mask: where the image is denoised, None for everywhere.
+        device, dtype: of the sampler's x.
+        generator_state: of the global generator as the run begins.
+    """
+
+    model: ModelPatcher
+    executor: Any
+    guider: Any
+    sigmas: torch.Tensor
+    options: dict
+    mask: torch.Tensor | None
+    device: torch.device
+    dtype: torch.dtype
+    generator_state: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, model: ModelPatcher, executor, guider, sigmas: torch.Tensor, options: dict, inputs: SamplerInputs
+    ) -> RunContext:
+        return cls(
+            model=model,
+            executor=executor,
+            guider=guider,
+            sigmas=sigmas.clone(),
+            options=dict(options),
+            mask=inputs.denoise_mask,
+            device=inputs.noise.device,
+            dtype=inputs.noise.dtype,
+            generator_state=torch.get_rng_state(),
+        )
+
+    @property
+    def sampling(self):
+        """The model's own way of noising."""
+        return self.guider.inner_model.model_sampling
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampling algorithm, "" where it has none."""
+        function = getattr(self.executor.class_obj, "sampler_function", None)
+        return getattr(function, "__name__", "").removeprefix("sample_")
+
+    def scales(self, sigma: float) -> Scales:
+        return scales(self.sampling, sigma)
+
+    @property
+    def end(self) -> Scales:
+        """Scales at the end of the run."""
+        return self.scales(float(self.sigmas[-1]))
+
+    @property
+    def schedule(self) -> list[float]:
+        """Noise over signal at the start of every step."""
+        return [self.scales(float(sigma)).noise_over_signal for sigma in self.sigmas[:-1]]
+
+    def mask_at(self, sigma: torch.Tensor) -> torch.Tensor | None:
+        """Where the host denoises at this sigma, as its own inpainting does it; None for everywhere."""
+        function = self.options["model_options"].get("denoise_mask_function")
+        if self.mask is None or function is None:
+            return self.mask
+        return function(sigma, self.mask, extra_options={"model": self.guider, "sigmas": self.sigmas})
+
+    def slope_at(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
+        """Slope of the latent that users see in the sampler's x."""
+        return x_slope(self.guider.inner_model, sigma, like)
+
+    def to_latent(self, state: State) -> torch.Tensor:
+        """The noisy latent of a state, as a stock sampler that stops there would return it."""
+        return x_to_latent(self.guider.inner_model, state.sigma, state.x)

@@ -1,0 +1,126 @@
+"""Watches one sampling run, and lets an estimator work once it is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...bayesdiff_core.estimators.base import Estimator
+from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
+from ...bayesdiff_core.reading.uncertainty import Moment
+from ..posterior import Posterior
+from .context import RunContext, SamplerInputs
+from .look import Look
+from .progress import Progress
+from .quirks import estimating, generator_devices
+from .recorder import Recorder
+from .replay import Replay
+from .stock import WRAPPER_KEY
+
+# Members whose deviations are kept, to decode or to compare; more would only take memory.
+KEPT_MEMBERS = 16
+
+
+class Found(NamedTuple):
+    """What is known of a run's uncertainty, in units of the latent that users see.
+
+    Attributes:
+        variance: ``(n, ...)``.
+        deviations: ``(k, n, ...)`` of at most ``KEPT_MEMBERS`` members.
+        members: how many there were.
+        cost: network calls of the whole, relative to those of the run.
+        trajectory: mean and variance on the way.
+    """
+
+    variance: torch.Tensor
+    deviations: torch.Tensor
+    members: int
+    cost: float
+    trajectory: tuple[Moment, ...] = ()
+
+
+def nothing(latent: torch.Tensor) -> Found:
+    """No uncertainty, of a run that took no step."""
+    return Found(torch.zeros(latent.shape), torch.empty(0, *latent.shape), 0, 1.0)
+
+
+class Observer:
+    """Wrappers for a clone of a model that see one sampling run and let an estimator work once it is over.
+
+    The nominal run goes first and undisturbed. What comes after it happens inside the same sampling context, so that
+    prompts, controls, masks and patches are those of the run.
+
+    Attributes:
+        found: what the estimator found, of the last run if a guider samples twice; None before.
+    """
+
+    def __init__(self, posterior: Posterior, estimator: Estimator, save_at: SaveAt, progress: Progress):
+        self.posterior, self.estimator, self.save_at, self.progress = posterior, estimator, save_at, progress
+        self.look = Look(posterior, estimator.independent_guidance)
+        self.recorder: Recorder | None = None
+        self.found: Found | None = None
+
+    def add_to(self, model: ModelPatcher) -> None:
+        self.model = model
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, self.predict_noise)
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, self.sampler_sample)
+        self.look.add_to(model)
+
+    def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
+        """PREDICT_NOISE wrapper."""
+        if self.recorder is None:
+            return executor(x, timestep, model_options, seed)
+        return self.recorder.predict_noise(executor, x, timestep, model_options or {}, seed)
+
+    def sampler_sample(self, executor, guider, sigmas, extra_args, *inputs, **named):
+        """SAMPLER_SAMPLE wrapper: run the sampler, then let the estimator work."""
+        given = SamplerInputs(*inputs, **named)
+        context = RunContext.of(self.model, executor, guider, sigmas, extra_args, given)
+        self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
+        self.recorder = recorder = Recorder(context, self.look, self.estimator)
+        try:
+            samples = executor(guider, sigmas, extra_args, *given)
+        finally:
+            self.recorder = None
+        if not recorder.seen:
+            if len(sigmas) > 1:
+                logging.warning(
+                    "BayesDiff: this sampler or guider never asked the model for a prediction, so its uncertainty is "
+                    "unknown and given as zero; choose the quality 'ensemble' for it."
+                )
+            self.found = nothing(samples)
+            return samples
+        # The global generator stays where the stock sampler leaves it.
+        with estimating(), torch.random.fork_rng(generator_devices(samples.device)):
+            self.found = self.estimate(context, recorder)
+        return samples
+
+    def estimate(self, context: RunContext, recorder: Recorder) -> Found:
+        recording = recorder.recording(self.posterior.layer)
+        states = recording.trajectory.states
+        self.progress.extra = self.estimator.calls(recording.trajectory.levels)
+        replay = Replay(context, recording, self.posterior, self.progress)
+        usable = [index for index, state in enumerate(states) if state.signal > 0]
+        sigmas = [states[index].sigma for index in usable]
+        along = [usable[nearest_sigma(sigmas, sigma)] for sigma in self.save_at.of(context.sigmas)] if usable else []
+        found = self.estimator.estimate(replay, along)
+        slope = context.slope_at(float(context.sigmas[-1]), found.variance)
+        moments = [
+            Moment(
+                states[index].sigma,
+                context.to_latent(states[index]),
+                found.along[index] * context.slope_at(states[index].sigma, states[index].x).square(),
+            )
+            for index in along
+        ]
+        return Found(
+            variance=found.variance * slope.square(),
+            deviations=(found.deviations * slope)[:KEPT_MEMBERS],
+            members=len(found.deviations),
+            cost=1.0 + replay.calls / len(states),
+            trajectory=tuple(moments),
+        )

@@ -1,0 +1,95 @@
+"""The stock sampler, run once on a clone of the model, with progress and wrappers around it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler
+
+from ...bayesdiff_core.estimators.trajectory import SaveAt
+from .progress import Progress
+from .space import x_to_latent
+
+WRAPPER_KEY = "bayesdiff"
+# A run samples a LATENT with a model, always from the same noise, and returns the LATENT.
+Run = Callable[[ModelPatcher, dict], dict]
+
+
+class Passed(NamedTuple):
+    """A noisy latent on the way, as a stock sampler that stops at this sigma would return it."""
+
+    sigma: float
+    latent: torch.Tensor
+
+
+class OuterInputs(NamedTuple):
+    """What the host gives OUTER_SAMPLE, in its order."""
+
+    noise: torch.Tensor
+    latent_image: torch.Tensor
+    sampler: Any
+    sigmas: torch.Tensor
+    denoise_mask: torch.Tensor | None = None
+    callback: Any = None
+    disable_pbar: bool = False
+    seed: int | None = None
+
+
+def sample_stock(
+    run: Run,
+    model: ModelPatcher,
+    latent: dict,
+    progress: Progress,
+    inside: Callable[[], AbstractContextManager] = nullcontext,
+    wrap: Callable[[ModelPatcher], None] = lambda clone: None,
+    save_at: SaveAt | None = None,
+) -> tuple[dict, list[Passed]]:
+    """Do one sampling run.
+
+    Args:
+        inside: made for the run, and held while the host samples.
+        wrap: adds wrappers to the clone that is sampled.
+        save_at: which latents of the way to return.
+
+    Returns:
+        what the run returns, and the latents of the way.
+    """
+    passed: list[Passed] = []
+
+    def outer_sample(executor, *inputs, **options):
+        given = OuterInputs(*inputs)
+        sigmas = given.sigmas.tolist()
+        wanted = [] if save_at is None else save_at.steps(given.sigmas)
+
+        def step(number, denoised, x, total_steps):
+            for _ in range(wanted.count(number)):
+                passed.append(Passed(sigmas[number], x_to_latent(model.model, sigmas[number], x.float().cpu())))
+            progress.step(number, denoised, total_steps)
+
+        with inside():
+            return executor(*given._replace(callback=step), **options)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, outer_sample)
+    wrap(clone)
+    sampled = run(clone, latent)
+    progress.finished += 1
+    return sampled, passed
+
+
+def custom_run(noise, guider, sampler, sigmas: torch.Tensor) -> Run:
+    """The stock SamplerCustomAdvanced as a run."""
+
+    def run(model: ModelPatcher, latent: dict) -> dict:
+        guiding = copy.copy(guider)
+        # Its options stay its own; the host adds the model's wrappers to them.
+        guiding.model_patcher = model
+        return nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guiding, sampler, sigmas, latent)[0]
+
+    return run

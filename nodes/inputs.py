@@ -1,0 +1,102 @@
+"""Socket types, and the inputs and outputs that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, ENSEMBLE, QUALITIES
+from ..host.settings import SAMPLERS, SCHEDULERS
+
+LaplaceHeadType = io.Custom("LAPLACE_HEAD")
+UncertaintyType = io.Custom("UNCERTAINTY")
+UncertaintyOptionsType = io.Custom("UNCERTAINTY_OPTIONS")
+
+CATEGORY = "BayesDiff"
+# Between lines of text: Preview Any shows Markdown, which would join them.
+LINE_BREAK = "  \n"
+FEWEST_MEMBERS, MOST_MEMBERS = 2, 256  # of an ensemble
+
+
+def head_input() -> io.Input:
+    return LaplaceHeadType.Input("head", tooltip="Laplace head of this model, fitted or loaded.")
+
+
+def seed_input(name: str = "seed") -> io.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="Seed of the noise and of the last layer's draws.",
+    )
+
+
+def schedule_inputs() -> list[io.Input]:
+    """The stock KSampler's inputs for steps, guidance and sigmas."""
+    return [
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of denoising steps."),
+        io.Float.Input(
+            "cfg",
+            default=8.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Classifier-free guidance: how closely the image follows the prompt.",
+        ),
+        io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
+        io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How noise is removed over steps."),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What the image should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise; its noise mask is honoured."),
+    ]
+
+
+def run_inputs() -> list[io.Input]:
+    """What the sampler of the image was told, except its latent."""
+    return [item for item in schedule_inputs() if item.id != "latent_image"]
+
+
+def denoise_input() -> io.Input:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Amount of denoising; below 1 keeps the structure of the input latent.",
+    )
+
+
+def uncertainty_inputs() -> list[io.Input]:
+    """The inputs that our samplers add to the stock ones."""
+    return [
+        head_input(),
+        io.Combo.Input(
+            "quality",
+            options=[*QUALITIES, ENSEMBLE],
+            default=DEFAULT_QUALITY,
+            tooltip="At most 1.25, 2 and 4 times the network calls of plain sampling at 20 steps. More calls give a "
+            "less noisy map. Ensemble: samples each member from start to end; the reference.",
+        ),
+        io.Int.Input(
+            "members",
+            default=8,
+            min=FEWEST_MEMBERS,
+            max=MOST_MEMBERS,
+            tooltip="For quality 'ensemble' only: number of posterior members. Each samples the image once more.",
+        ),
+        UncertaintyOptionsType.Input(
+            "options", optional=True, tooltip="Expert: the estimator, what to record, and the preview."
+        ),
+    ]
+
+
+def uncertainty_outputs() -> list[io.Output]:
+    return [
+        UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Variance of each latent cell."),
+        io.Float.Output(
+            "scores", display_name="scores", is_output_list=True, tooltip="One score per image: higher is less certain."
+        ),
+    ]

@@ -1,0 +1,38 @@
+"""A pack for tests: its one node writes what reaches it to a file, so that a test sees the numbers behind a graph."""
+
+import os
+
+import folder_paths
+import safetensors.torch
+import torch
+from comfy.comfy_types.node_typing import IO
+
+
+class Probe:
+    """Writes a LATENT, an UNCERTAINTY or scores to ``NAME.safetensors`` in the output folder."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    FUNCTION = "write"
+    OUTPUT_NODE = True
+    INPUT_IS_LIST = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (IO.ANY, {}), "name": ("STRING", {"default": "probe"})}}
+
+    def write(self, value, name):
+        first = value[0]
+        if isinstance(first, dict):
+            found = first["samples"]
+        elif hasattr(first, "variance"):
+            found = first.variance
+        else:
+            found = torch.tensor(value, dtype=torch.float64)
+        os.makedirs(folder_paths.get_output_directory(), exist_ok=True)
+        path = os.path.join(folder_paths.get_output_directory(), f"{name[0]}.safetensors")
+        safetensors.torch.save_file({"value": found.contiguous().cpu()}, path)
+        return {}
+
+
+NODE_CLASS_MAPPINGS = {"Probe": Probe}

@@ -1,0 +1,86 @@
+"""Run the tests: those in tests/core without ComfyUI, then the others with it, in two processes.
+
+Started by ``python dev.py test [ARGUMENTS]``. Paths among the arguments go to the process they belong to, all other
+arguments to both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS, CORE = ROOT / "tests", ROOT / "tests" / "core"
+# Options of pytest whose value may look like a path of tests.
+VALUED = ("-k", "-m", "--deselect", "--ignore", "--ignore-glob")
+# Exit statuses of pytest.
+PASSED, NO_TESTS = 0, 5
+# As `python -m pytest`, but without the repository on sys.path, where our nodes/ would hide ComfyUI's nodes.py.
+PYTEST = """
+import sys
+sys.path[:] = filter(None, sys.path)
+sys.argv[0] = "pytest"
+import pytest
+sys.exit(pytest.console_main())
+"""
+
+
+def testpaths() -> list[str]:
+    """The folders that are tested if no path is given. Python 3.10 has no reader for TOML."""
+    line = re.search(r"^testpaths = \[.*?\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    assert line, "pyproject.toml names the testpaths"
+    return [path for path in re.findall(r'"(.*?)"', line[0]) if (ROOT / path).exists()]
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """pytest's arguments without and with ComfyUI; empty if there is nothing to run."""
+    core, others, options = [], [], []
+    for before, argument in zip(["", *arguments], arguments):
+        path = (ROOT / argument.split("::")[0]).resolve()
+        if argument.startswith("-") or before in VALUED or not path.is_relative_to(TESTS):
+            options.append(argument)
+        elif path == TESTS:
+            core.append(str(CORE))
+            others += [path for path in testpaths() if ROOT / path != CORE]
+        else:
+            (core if path.is_relative_to(CORE) else others).append(argument)
+    if not core and not others:
+        return split(["tests", *arguments])
+    return core and core + options, others and others + options
+
+
+def pytest(arguments: list[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen([sys.executable, "-c", PYTEST, *arguments], cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it was interrupted too, and cleans up
+        raise
+
+
+def main(arguments: list[str]) -> int:
+    core, others = split(arguments)
+    codes = []
+    if core:
+        print("Tests without ComfyUI", flush=True)
+        hidden = ("BAYESDIFF_COMFYUI", "PYTHONPATH")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        codes.append(pytest(core, environment))
+    failed = any(code not in (PASSED, NO_TESTS) for code in codes)
+    stop = any(argument == "--exitfirst" or re.match("-[lqsv]*x", argument) for argument in arguments)
+    if others and not (failed and stop):
+        print("Tests with ComfyUI", flush=True)
+        codes.append(pytest(others, dict(os.environ)))
+        if failed:
+            print("Tests without ComfyUI failed, see above", flush=True)
+    return next((code for code in codes if code not in (PASSED, NO_TESTS)), min(codes))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""Runs of the demo model by the stock KSampler and by ours, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nodes
+import torch
+from bayesdiff.bayesdiff_core.estimators.trajectory import SaveAt
+from bayesdiff.nodes.options import UncertaintyOptions
+from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from factory import sampler_inputs
+
+EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
+MEMBERS = 2
+
+
+def stock(demo, latent: dict, **changes) -> dict:
+    """The stock KSampler's latent, with the inputs of :func:`~factory.sampler_inputs`."""
+    inputs = sampler_inputs(demo, **changes)
+    order = ("model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative")
+    return nodes.common_ksampler(*(inputs[key] for key in order), latent, denoise=inputs["denoise"])[0]
+
+
+def ours(demo, head, latent: dict, quality="ensemble", members=MEMBERS, options=None, **changes) -> tuple:
+    """Latent, uncertainty and scores of KSampler (BayesDiff), with the same inputs."""
+    return KSamplerBayesDiff.execute(
+        **sampler_inputs(demo, **changes),
+        latent_image=latent,
+        head=head,
+        quality=quality,
+        members=members,
+        options=options,
+    ).args
+
+
+def options(estimator, sigmas: tuple[float, ...] = (), map_preview: bool = False) -> UncertaintyOptions:
+    return UncertaintyOptions(estimator, SaveAt(sigmas), map_preview)
+
+
+def scaled(head, factor: float):
+    """The head with ``factor`` times its posterior covariance."""
+    precision = head.precision
+    precision = dataclasses.replace(precision, values=precision.values / factor, rest=precision.rest / factor)
+    return dataclasses.replace(head, precision=precision)
