@@ -35,10 +35,12 @@ SAMPLERS = {"BayesDiffKSampler", "BayesDiffKSamplerAdvanced", "BayesDiffSamplerC
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
-    """A server with the probe beside the pack."""
+    """A server with the probe and the pack. It computes on one thread: how many there are changes the last bits."""
     folder = tmp_path_factory.mktemp("probed")
-    with comfy_server.ComfyServer(folder, arguments=("--cache-classic",), packs=(HERE / "probe",)) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with comfy_server.ComfyServer(folder, arguments=("--cache-classic",), packs=(HERE / "probe",)) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")
