@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS, CORE = ROOT / "tests", ROOT / "tests" / "core"
 # Options of pytest whose value may look like a path of tests.
 VALUED = ("-k", "-m", "--deselect", "--ignore", "--ignore-glob")
+MOST_WORKERS = 4
 # Exit statuses of pytest.
 PASSED, NO_TESTS = 0, 5
 # As `python -m pytest`, but without the repository on sys.path, where our nodes/ would hide ComfyUI's nodes.py.
@@ -53,7 +54,14 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def pytest(arguments: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen([sys.executable, "-c", PYTEST, *arguments], cwd=ROOT, env=environment)
+    """Run pytest on as many processes as there are cores, up to a few; each computes on one thread.
+
+    Small networks gain nothing by a second thread, and lose much where two processes fight for it.
+    """
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    shared = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 and not wants_one(arguments) else []
+    environment = {"OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.Popen([sys.executable, "-c", PYTEST, *shared, *arguments], cwd=ROOT, env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -61,13 +69,18 @@ def pytest(arguments: list[str], environment: dict[str, str]) -> int:
         raise
 
 
+def wants_one(arguments: list[str]) -> bool:
+    """Whether pytest is to run in one process: the browser's tests share one page, a debugger one terminal."""
+    own = ("-n", "--numprocesses", "--pdb", "-s", "--dist")
+    return any(argument.split("=")[0] in own or "tests/browser" in argument for argument in arguments)
+
+
 def main(arguments: list[str]) -> int:
     core, others = split(arguments)
     codes = []
     if core:
         print("Tests without ComfyUI", flush=True)
-        hidden = ("BAYESDIFF_COMFYUI", "PYTHONPATH")
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment = {name: value for name, value in os.environ.items() if name != "BAYESDIFF_COMFYUI"}
         codes.append(pytest(core, environment))
     failed = any(code not in (PASSED, NO_TESTS) for code in codes)
     stop = any(argument == "--exitfirst" or re.match("-[lqsv]*x", argument) for argument in arguments)
