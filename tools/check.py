@@ -85,7 +85,7 @@ def layers(host_python: str) -> Iterator[str]:
         for path in sorted({path.parent for path in copy.rglob("*.py")}):
             if not (path / "__init__.py").exists():
                 yield f"{path.relative_to(copy)} has no __init__.py"
-        command = [sys.executable, "-c", LINT_IMPORTS, "--no-cache"]
+        command = [sys.executable, "-c", LINT_IMPORTS, "--no-cache", "--no-logo"]
         if subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONUTF8": "1"}).returncode:
             yield "import-linter reports broken contracts, see above"
 

@@ -25,7 +25,7 @@ import sys
 sys.path[:] = filter(None, sys.path)
 sys.argv[0] = "pytest"
 import pytest
-sys.exit(pytest.console_main())
+sys.exit(pytest.main())
 """
 
 
@@ -43,6 +43,8 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
         path = (ROOT / argument.split("::")[0]).resolve()
         if argument.startswith("-") or before in VALUED or not path.is_relative_to(TESTS):
             options.append(argument)
+        elif not path.exists():  # pytest on several processes would only find no tests
+            sys.exit(f"Expected a file or folder of tests, got {argument}; name one that exists.")
         elif path == TESTS:
             core.append(str(CORE))
             others += [path for path in testpaths() if ROOT / path != CORE]
@@ -70,9 +72,14 @@ def pytest(arguments: list[str], environment: dict[str, str]) -> int:
 
 
 def wants_one(arguments: list[str]) -> bool:
-    """Whether pytest is to run in one process: the browser's tests share one page, a debugger one terminal."""
+    """Whether pytest is to run in one process: the browser's tests share one page, a debugger one terminal.
+
+    A single test, named with ``::``, gains nothing by more processes, and one process says if there is no such test.
+    """
     own = ("-n", "--numprocesses", "--pdb", "-s", "--dist")
-    return any(argument.split("=")[0] in own or "tests/browser" in argument for argument in arguments)
+    return any(
+        argument.split("=")[0] in own or "tests/browser" in argument or "::" in argument for argument in arguments
+    )
 
 
 def main(arguments: list[str]) -> int:

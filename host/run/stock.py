@@ -58,7 +58,7 @@ def sample_stock(
         save_at: which latents of the way to return.
 
     Returns:
-        what the run returns, and the latents of the way.
+        what the run returns, and the latents of the way; of the last run if a guider samples twice.
     """
     passed: list[Passed] = []
 
@@ -66,6 +66,7 @@ def sample_stock(
         given = OuterInputs(*inputs)
         sigmas = given.sigmas.tolist()
         wanted = [] if save_at is None else save_at.steps(given.sigmas)
+        passed.clear()  # a guider that samples twice: the last run counts
 
         def step(number, denoised, x, total_steps):
             for _ in range(wanted.count(number)):

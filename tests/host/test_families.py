@@ -1,13 +1,10 @@
-"""The ensemble on every family that the host can build small: right layer, exact perturbation, untouched latent."""
+"""Every family that the host can build small: right layer, exact perturbation, positions and variances in place."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
-from pathlib import Path
 
-import nodes
 import pytest
 import torch
 from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
@@ -24,52 +21,14 @@ from bayesdiff.host.run.space import output_slope
 from bayesdiff.host.run.stock import sample_stock
 from bayesdiff.host.settings import Guidance
 from bayesdiff.host.states import NoisedState, visit_state
-from bayesdiff.nodes.mask import UncertaintyToMask
-from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from denoised_variance import denoised_variance
-from factory import fit_own_head, sampler_inputs
-
-sys.path.append(str(Path(__file__).parent))
-
-from families import FAMILIES  # noqa: E402
-
-STEPS, CFG = 3, 3.0
-
-
-@dataclasses.dataclass
-class Setup:
-    model: object
-    positive: list
-    negative: list
-    latent: dict
-    path: str
-    downscale: int
-    cfg: float = CFG
-
-    @property
-    def guidance(self) -> Guidance:
-        return Guidance(self.positive, self.negative, self.cfg)
-
-    def inputs(self, model=None) -> dict:
-        """Inputs of a sampling run, as the stock KSampler takes them."""
-        parts = (model or self.model, self.positive, self.negative)
-        return sampler_inputs(parts, seed=5, steps=STEPS, cfg=self.cfg) | {"latent_image": self.latent}
-
-    def stock(self, model=None) -> torch.Tensor:
-        return nodes.KSampler().sample(**self.inputs(model))[0]["samples"]
-
-    def run(self, model, latent) -> dict:
-        return {"samples": self.stock(model)}
+from families import CFG, FAMILIES, STEPS, Setup, set_up
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def setup(request):
-    family = FAMILIES[request.param]
     with torch.inference_mode():
-        yield Setup(
-            family.build(), family.conditioning(1), family.conditioning(2), {"samples": torch.zeros(family.latent)},
-            family.path, family.downscale,
-        )  # fmt: skip
+        yield set_up(request.param)
 
 
 def test_last_layer_is_found_and_called_once_a_network_call(setup):
@@ -106,22 +65,6 @@ def test_perturbing_is_changing_the_weights(setup):
     assert effect > 1e-3 * plain.std()
     assert (hooked - changed).abs().max() < 2e-2 * effect
     assert torch.equal(setup.stock(), plain)
-
-
-def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
-    head = fit_own_head(setup.model, setup.guidance, setup.latent["samples"].shape[1:], 3, 2, 2)
-    expected = setup.stock()
-    for quality in ("balanced", "ensemble"):
-        latent, uncertainty, scores = KSamplerBayesDiff.execute(
-            **setup.inputs(), head=head, quality=quality, members=3
-        ).args
-        assert torch.equal(latent["samples"], expected)
-        assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
-        assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
-        if expected.ndim == 4 or expected.shape[2] == 1:
-            mask = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0)[0]
-            side = setup.downscale * expected.shape[-1]
-            assert mask.shape == (len(expected), side, side) and 0.15 < mask.mean() < 0.25
 
 
 def test_a_fit_counts_the_positions_of_the_image_alone(setup):

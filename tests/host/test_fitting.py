@@ -59,7 +59,7 @@ def test_head_is_reproducible_and_says_where_it_comes_from(demo, data):
 
 
 def test_precision_counts_each_position_of_the_data_once(demo, data):
-    """Noise levels and prompts of several parts are ways to look; the size of the posterior follows the data alone."""
+    """Sigmas and prompts of several parts are ways to look; the size of the posterior follows the data alone."""
     model, positive, negative, vae = demo
     base = trace(fit(demo, data, 8, structure="full"))
     assert trace(fit(demo, data, 16, structure="full")) == pytest.approx(base, rel=0.35)

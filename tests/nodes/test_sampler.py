@@ -225,7 +225,8 @@ class TwiceGuider(comfy.samplers.CFGGuider):
         return super().sample(noise, first, *args, **kwargs)
 
 
-def test_a_guider_that_samples_twice_keeps_what_belongs_to_the_last_run(demo, demo_head):
+@pytest.mark.parametrize("quality", ["balanced", "ensemble"])
+def test_a_guider_that_samples_twice_keeps_what_belongs_to_the_last_run(demo, demo_head, quality):
     model, positive, negative, _ = demo
     found = {}
     for kind in (comfy.samplers.CFGGuider, TwiceGuider):
@@ -233,12 +234,17 @@ def test_a_guider_that_samples_twice_keeps_what_belongs_to_the_last_run(demo, de
         guider.set_conds(positive, negative)
         guider.set_cfg(3.0)
         inputs = custom(demo, guider)
-        expected = SamplerCustomAdvanced.execute(**inputs)[0]
-        latent, _, found[kind], _ = SamplerCustomBayesDiff.execute(
-            **inputs, head=demo_head, quality="balanced", members=2
+        expected, expected_denoised = SamplerCustomAdvanced.execute(**inputs).args
+        latent, denoised, found[kind], _ = SamplerCustomBayesDiff.execute(
+            **inputs, head=demo_head, quality=quality, members=2
         ).args
         assert torch.equal(latent["samples"], expected["samples"])
+        assert torch.equal(denoised["samples"], expected_denoised["samples"])
     once, twice = found.values()
+    assert len(once.trajectory) == 4
     assert [moment.sigma for moment in twice.trajectory] == [moment.sigma for moment in once.trajectory]
+    for first, last in zip(once.trajectory, twice.trajectory):
+        assert not torch.equal(first.latent, last.latent), "the second run starts from another latent"
+        assert torch.isfinite(last.variance).all() and (last.variance > 0).all()
     assert twice.members == once.members and twice.deviations.shape == once.deviations.shape
     assert torch.isfinite(twice.variance).all() and (twice.variance > 0).all()

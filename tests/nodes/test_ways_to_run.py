@@ -88,7 +88,7 @@ def test_a_controlnet(demo, demo_head, quality):
 
 
 def hooked(demo):
-    """The demo model with a LoRA that a prompt brings along and that is on from half of the way."""
+    """The demo model with a LoRA that comes with a prompt and is on from half of the way."""
     import comfy.hooks
 
     model, positive, negative, vae = demo
@@ -104,7 +104,7 @@ def hooked(demo):
 
 
 @pytest.mark.parametrize("quality", ["balanced", "ensemble"])
-def test_a_lora_that_a_prompt_brings_along(demo, demo_head, quality):
+def test_a_lora_that_comes_with_a_prompt(demo, demo_head, quality):
     expected = stock(hooked(demo), EMPTY)
     assert not torch.allclose(expected["samples"], stock(demo, EMPTY)["samples"], atol=0.01)
     latent, uncertainty, _ = ours(hooked(demo), demo_head, EMPTY, quality=quality)

@@ -154,8 +154,8 @@ def test_a_crop_around_our_mask_is_sampled_and_stitched(together):
         ),
         "encoded": node("VAEEncode", pixels=["crop", 1], vae=["demo", 3]),
         "masked": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["crop", 2]),
-        "mended": node("VAEDecode", samples=["ours", 0], vae=["demo", 3]),
-        "stitched": node("InpaintStitchImproved", stitcher=["crop", 0], inpainted_image=["mended", 0]),
+        "repaired": node("VAEDecode", samples=["ours", 0], vae=["demo", 3]),
+        "stitched": node("InpaintStitchImproved", stitcher=["crop", 0], inpainted_image=["repaired", 0]),
         "before": node("PreviewImage", images=["image", 0]),
         "after": node("PreviewImage", images=["stitched", 0]),
     }  # fmt: skip

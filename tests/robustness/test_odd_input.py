@@ -133,7 +133,7 @@ def test_a_model_of_nan_is_sampled_as_the_stock_one_and_its_scores_say_so(blind,
             resample(blind, latent, uncertainty)
 
 
-def test_nothing_is_fitted_on_or_mended_by_a_model_of_nan(blind, demo_head):
+def test_nothing_is_fitted_on_or_repaired_by_a_model_of_nan(blind, demo_head):
     image = {"samples": torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))}
     for data, fit_on in ((image, "latents"), (empty(), "own samples")):
         with pytest.raises(ValueError, match="Expected finite (features|predictions).* got NaN or infinity; sample a"):

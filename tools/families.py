@@ -7,10 +7,13 @@ import dataclasses
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models as supported
+import nodes
 import torch
+from bayesdiff.host.settings import Guidance
 from comfy.ldm.chroma.model import ChromaParams
 from comfy.ldm.flux.model import FluxParams
 from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
+from factory import sampler_inputs
 
 
 def known(params: type, **options) -> dict:
@@ -43,7 +46,7 @@ class Family:
         latent: shape of a latent.
         context: length and width of the text conditioning.
         extras: what else the conditioning holds.
-        downscale: pixels of a picture per latent cell.
+        downscale: pixels of an image per latent cell.
     """
 
     config: type
@@ -105,7 +108,7 @@ FAMILIES = {
     "PixArt": Family(
         supported.PixArtSigma, dict(input_size=64, hidden_size=32, depth=1, num_heads=2, caption_channels=16,
                                     model_max_length=7, micro_condition=False),
-        # Smaller pictures round its position scale to zero.
+        # Smaller images round its position scale to zero.
         "final_layer.linear", (2, 4, 48, 48), (7, 16),
     ),
     "Flux": Family(supported.Flux, FLUX, "final_layer.linear", (2, 16, 8, 8), (7, 16), pooled),
@@ -166,3 +169,39 @@ FAMILIES = {
         "clf.1", (2, 16, 8, 8), (7, 16), pooled, 42,
     ),
 }  # fmt: skip
+
+STEPS, CFG = 3, 3.0
+
+
+@dataclasses.dataclass
+class Setup:
+    """A small model with what a sampling run of it takes."""
+
+    model: object
+    positive: list
+    negative: list
+    latent: dict
+    path: str
+    downscale: int
+    cfg: float = CFG
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.positive, self.negative, self.cfg)
+
+    def inputs(self, model=None) -> dict:
+        """Inputs of a sampling run, as the stock KSampler takes them."""
+        parts = (model or self.model, self.positive, self.negative)
+        return sampler_inputs(parts, seed=5, steps=STEPS, cfg=self.cfg) | {"latent_image": self.latent}
+
+    def stock(self, model=None) -> torch.Tensor:
+        return nodes.KSampler().sample(**self.inputs(model))[0]["samples"]
+
+    def run(self, model, latent) -> dict:
+        return {"samples": self.stock(model)}
+
+
+def set_up(name: str) -> Setup:
+    family = FAMILIES[name]
+    latent = {"samples": torch.zeros(family.latent)}
+    return Setup(family.build(), family.conditioning(1), family.conditioning(2), latent, family.path, family.downscale)
