@@ -75,7 +75,7 @@ def costs(side: int, repeats: int, folder: Path) -> list[dict]:
         start = time.perf_counter()
         head = fit_head(model, data, negative, FitSettings(4.0, levels=2, structure=structure))
         rank = f", rank {head.about['rank']}" if "rank" in head.about else ""
-        print(f"  fit on 2 pictures: {time.perf_counter() - start:.0f} s, λ {head.prior_precision:.3g}{rank}")
+        print(f"  fit on 2 images: {time.perf_counter() - start:.0f} s, λ {head.prior_precision:.3g}{rank}")
         add(f"γ², {structure}{rank}", lambda head=head: head.variance(features))
     unfolded = layer.geometry.rows(features)
     add("γ², laplace-torch", laplace_torch_variance(unfolded, layer.geometry.out_features))

@@ -32,19 +32,15 @@ def seed_input(name: str = "seed") -> io.Input:
     )
 
 
+def cfg_input(tooltip: str) -> io.Input:
+    return io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
 def schedule_inputs() -> list[io.Input]:
     """The stock KSampler's inputs for steps, guidance and sigmas."""
     return [
         io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of denoising steps."),
-        io.Float.Input(
-            "cfg",
-            default=8.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            tooltip="Classifier-free guidance: how closely the image follows the prompt.",
-        ),
+        cfg_input("Classifier-free guidance: how closely the image follows the prompt."),
         io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
         io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How noise is removed over steps."),
         io.Conditioning.Input("positive", tooltip="What the image should show."),

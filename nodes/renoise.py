@@ -9,7 +9,7 @@ from ..host.compat import ADVANCED, search_words
 from ..host.latents import check_latent, require_content
 from ..host.settings import Guidance
 from ..host.uses.renoise import renoise
-from .inputs import CATEGORY, uncertainty_outputs
+from .inputs import CATEGORY, cfg_input, uncertainty_outputs
 
 
 class UncertaintyWithoutHead(io.ComfyNode):
@@ -27,15 +27,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt that it was sampled with."),
                 io.Conditioning.Input("negative", tooltip="Its negative prompt."),
                 io.Latent.Input("latent", tooltip="Finished latents from any sampler or VAE Encode."),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance of the predictions; ideally the sampler's cfg.",
-                ),
+                cfg_input("Guidance of the predictions; ideally the sampler's cfg."),
                 io.Int.Input(
                     "draws",
                     default=5,

@@ -30,7 +30,7 @@ def kinds() -> list[str]:
 def load_fashion_model(kind: str) -> tuple[ModelPatcher, list, list, comfy.sd.VAE]:
     """Model, positive and negative conditioning, and VAE (the host's pixel space), as ``load_demo_model`` gives them.
 
-    A latent is ``(n, 3, 32, 32)``, the picture's colours from -1 to 1, all three alike.
+    A latent is ``(n, 3, 32, 32)``, the image's colours from -1 to 1, all three alike.
     """
     metadata = read_metadata()
     weights = comfy.utils.load_torch_file(str(WEIGHTS))

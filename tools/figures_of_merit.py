@@ -1,4 +1,4 @@
-"""What judges of pictures are read by: distances between sets of features, and how well a score tells good from bad."""
+"""What judges of images are read by: distances between sets of features, and how well a score tells good from bad."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def precision_and_recall(found: Manifold, reference: Manifold) -> tuple[float, f
 
 
 def auroc(scores: torch.Tensor, bad: torch.Tensor) -> float:
-    """How often a bad picture has the higher score than a good one, ties counting half: area under the ROC curve.
+    """How often a bad image has the higher score than a good one, ties counting half: area under the ROC curve.
 
     Args:
         scores: ``(n,)``.
@@ -65,7 +65,7 @@ def bootstrap_error(statistic: Callable[[torch.Tensor], float], count: int, draw
 
 
 def worst_share(quality: torch.Tensor, share: float) -> torch.Tensor:
-    """Which ``share`` of pictures has the lowest quality ``(n,)``, rounded to whole pictures: ``(n,)`` of bool."""
+    """Which ``share`` of images has the lowest quality ``(n,)``, rounded to whole images: ``(n,)`` of bool."""
     bad = torch.zeros(len(quality), dtype=torch.bool)
     bad[quality.argsort()[: round(share * len(quality))]] = True
     return bad

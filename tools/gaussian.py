@@ -11,12 +11,24 @@ import torch
 
 in_process.import_core()
 
+from bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
+from bayesdiff_core.estimators.ensemble import EnsembleVariance  # noqa: E402
+from bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
 from bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction  # noqa: E402
 from bayesdiff_core.posterior.features import LayerGeometry  # noqa: E402
 from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead  # noqa: E402
 
 SPREAD, TAU, SIGMA_MAX = 0.5, 0.2, 10.0
 NOMINAL = torch.tensor([[1.0], [0.0]])
+MEMBERS = 200  # relative error of a variance from so many draws: 10 %
+# Estimators that hold one W for the whole run, and how far they may be from what is known on paper.
+MEMBER_ESTIMATORS = [
+    (Deviations(states=60, members=MEMBERS), 0.2),
+    (Deviations(states=8, members=MEMBERS), 0.2),
+    (Deviations(states=5, members=MEMBERS), 0.5),
+    (Deviations(states=5, members=MEMBERS, moderated=False), 0.5),
+    (Tangents(members=MEMBERS), 0.2),
+]
 # ``sampler(model, x, sigmas)`` in the manner of k-diffusion, with ``model(x, sigma)``.
 Sampler = Callable[[Callable, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,9 +49,23 @@ def gaussian_network(matrix: torch.Tensor):
     return denoised
 
 
-def expected_variance() -> float:
-    """With μ ~ N(0, τ²), the probability-flow ODE ends at μ + s/√(s² + σ²)(x_T - μ): Var = τ²(1 - s/√(s² + σ²))²."""
-    return TAU**2 * (1 - SPREAD / math.sqrt(SPREAD**2 + SIGMA_MAX**2)) ** 2
+def expected_variance(sigma: float = 0.0) -> float:
+    """Variance of x at σ, on the way or at the end, with μ ~ N(0, τ²).
+
+    Along the probability-flow ODE x - μ shrinks by r = √((s² + σ²)/(s² + σ_max²)), and what is gone of it is μ's:
+    Var = τ²(1 - r)².
+    """
+    return TAU**2 * (1 - math.sqrt((SPREAD**2 + sigma**2) / (SPREAD**2 + SIGMA_MAX**2))) ** 2
+
+
+def ensemble_of(sampler: Sampler, members: int = 300) -> EnsembleVariance:
+    """An ensemble with an uncertain mean."""
+    head, sigmas = uncertain_mean(), karras(60)
+    noise = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX
+    ensemble = EnsembleVariance(sampler(gaussian_network(NOMINAL), noise, sigmas))
+    for number in range(members):
+        ensemble.add(sampler(gaussian_network(NOMINAL + head.draw(1, number)), noise, sigmas))
+    return ensemble
 
 
 def karras(steps: int, low: float = 0.01, high: float = SIGMA_MAX, rho: float = 7.0) -> torch.Tensor:

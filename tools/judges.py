@@ -1,4 +1,4 @@
-"""Judges of pictures that know nothing of the models whose pictures they judge.
+"""Judges of images that know nothing of the models whose images they judge.
 
 Of garments: a classifier trained here. Of emoji: MobileNetV2 as trained on ImageNet, from a wheel, and the emoji that
 the demo model was trained on. That network is also the encoder of semantic scores, so of emoji these see with the
@@ -30,18 +30,18 @@ TARBALLS = {
     "emoji-datasource-google-16.0.0.tgz": "emoji-datasource-google@16.0.0",
 }
 SEED = 0
-# Every how many-th of the test pictures has a place among the reference.
+# Every how many-th of the test images has a place among the reference.
 THINNING = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a judge says of pictures.
+    """What a judge says of images.
 
     Attributes:
         features: ``(n, d)``.
         qualities: by name, ``(n,)`` each, higher is better. "nearness" is minus the distance to the nearest reference
-            picture, in features; "confidence" the logarithm of the probability of the kind that was asked for;
+            image, in features; "confidence" the logarithm of the probability of the kind that was asked for;
             "clarity" minus the entropy of the kinds, in nats.
         wrong: ``(n,)`` of bool, where the judge sees another kind than was asked for; None where it knows none.
     """
@@ -90,10 +90,10 @@ class Classifier(torch.nn.Module):
 
 
 class GarmentJudge:
-    """A classifier of Fashion-MNIST, trained on its 60,000 training pictures; the test pictures are the reference.
+    """A classifier of Fashion-MNIST, trained on its 60,000 training images; the test images are the reference.
 
     Attributes:
-        accuracy: on the 10,000 test pictures.
+        accuracy: on the 10,000 test images.
         reference: features of every fifth of these.
     """
 
@@ -119,21 +119,21 @@ class GarmentJudge:
         self.network = Classifier()
         self.network.load_state_dict(remembered("garments.pt", lambda: self.train(*read_split(GARMENTS, "train"))))
         self.network.eval().requires_grad_(False)
-        pictures, labels = read_split(GARMENTS, "t10k")
-        features = self.features(pictures.float() / 255)
+        images, labels = read_split(GARMENTS, "t10k")
+        features = self.features(images.float() / 255)
         self.accuracy = float((self.network.head(features).argmax(1) == labels).double().mean())
         self.reference = features[::THINNING]
 
     @classmethod
-    def train(cls, pictures: torch.Tensor, labels: torch.Tensor, epochs: int = 3, batch: int = 256) -> dict:
+    def train(cls, images: torch.Tensor, labels: torch.Tensor, epochs: int = 3, batch: int = 256) -> dict:
         """A minute or two on one core."""
         torch.manual_seed(SEED)
         network, generator = Classifier(), torch.Generator().manual_seed(SEED)
-        optimizer, steps = torch.optim.AdamW(network.parameters(), weight_decay=1e-2), len(pictures) // batch
+        optimizer, steps = torch.optim.AdamW(network.parameters(), weight_decay=1e-2), len(images) // batch
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * steps)
         for _ in range(epochs):
-            for index in torch.randperm(len(pictures), generator=generator).split(batch)[:steps]:
-                loss = F.cross_entropy(network(cls.prepare(pictures[index].float() / 255)), labels[index])
+            for index in torch.randperm(len(images), generator=generator).split(batch)[:steps]:
+                loss = F.cross_entropy(network(cls.prepare(images[index].float() / 255)), labels[index])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -141,17 +141,17 @@ class GarmentJudge:
         return network.state_dict()
 
     @staticmethod
-    def prepare(pictures: torch.Tensor) -> torch.Tensor:
-        return (pictures - 0.22) / 0.32
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return (images - 0.22) / 0.32
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         """``(n, 64)`` from ``(n, 1, 32, 32)`` in [0, 1]."""
         with torch.no_grad():
-            return torch.cat([self.network.features(self.prepare(chunk)) for chunk in pictures.split(500)])
+            return torch.cat([self.network.features(self.prepare(chunk)) for chunk in images.split(500)])
 
-    def judge(self, pictures: torch.Tensor, kinds: torch.Tensor) -> Verdict:
+    def judge(self, images: torch.Tensor, kinds: torch.Tensor) -> Verdict:
         """Verdict on ``(n, 32, 32, 3)`` in [0, 1] that were to show ``kinds`` ``(n,)``."""
-        features = self.features(pictures.float().mean(-1)[:, None])
+        features = self.features(images.float().mean(-1)[:, None])
         log_odds = self.network.head(features).log_softmax(1)
         qualities = {
             "nearness": nearness(features, self.reference),
@@ -182,7 +182,7 @@ def fetch(command: list[str | None], what: str) -> None:
 class MobileNet:
     """MobileNetV2 (Sandler et al. 2018) as trained on ImageNet, without its classifier."""
 
-    # ImageNet's objects are lost in pictures smaller than this.
+    # ImageNet's objects are lost in images smaller than this.
     LEAST_SIZE = 96
 
     @staticmethod
@@ -202,10 +202,10 @@ class MobileNet:
             network.load_state_dict(torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True))
         self.network = network.features.eval().requires_grad_(False)
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         """``(n, 1280)`` from ``(n, h, w, 3)`` in [0, 1]."""
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        x = ((pictures.float() - mean) / std).movedim(-1, 1)
+        x = ((images.float() - mean) / std).movedim(-1, 1)
         if min(x.shape[2:]) < self.LEAST_SIZE:
             x = F.interpolate(x, size=(self.LEAST_SIZE, self.LEAST_SIZE), mode="bilinear", antialias=True)
         with torch.no_grad():
@@ -220,8 +220,8 @@ def read_emoji() -> torch.Tensor:
     sys.path.insert(0, str(ROOT / "demo_model"))
     from train import FOCUS, read_data
 
-    pictures, records = read_data(FETCHED)
-    return pictures[[record["category"] in FOCUS for record in records]].movedim(1, -1).float() / 255
+    images, records = read_data(FETCHED)
+    return images[[record["category"] in FOCUS for record in records]].movedim(1, -1).float() / 255
 
 
 class EmojiJudge:
@@ -257,9 +257,9 @@ class EmojiJudge:
             decoded = [vae.decode(vae.encode(chunk)) for chunk in emoji.split(32)]
         return [self.features(emoji), self.features(torch.cat(decoded))]
 
-    def judge(self, pictures: torch.Tensor, kinds: torch.Tensor) -> Verdict:
+    def judge(self, images: torch.Tensor, kinds: torch.Tensor) -> Verdict:
         """Verdict on ``(n, 128, 128, 3)`` in [0, 1]; ``kinds`` are not looked at."""
-        features = self.features(pictures)
+        features = self.features(images)
         return Verdict(
             features,
             {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import nodes
 import torch
 from bayesdiff.bayesdiff_core.estimators.trajectory import SaveAt
+from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.options import UncertaintyOptions
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from factory import sampler_inputs
@@ -36,6 +39,30 @@ def ours(demo, head, latent: dict, quality="ensemble", members=MEMBERS, options=
 
 def options(estimator, sigmas: tuple[float, ...] = (), map_preview: bool = False) -> UncertaintyOptions:
     return UncertaintyOptions(estimator, SaveAt(sigmas), map_preview)
+
+
+class Breaking:
+    """How many calls of the network there were before and at the error, see :func:`breaking`."""
+
+    def __init__(self):
+        self.calls = 0
+
+
+@contextmanager
+def breaking(model, after: int, error: type[BaseException]) -> Iterator[Breaking]:
+    """Inside, the network of a model fails with ``error`` once it was called ``after`` times."""
+    count = Breaking()
+
+    def fail(module, args):
+        count.calls += 1
+        if count.calls > after:
+            raise error("broken on purpose")
+
+    handle = find_last_layer(model).module.register_forward_pre_hook(fail)
+    try:
+        yield count
+    finally:
+        handle.remove()
 
 
 def scaled(head, factor: float):

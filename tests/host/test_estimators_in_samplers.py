@@ -1,6 +1,5 @@
 """Estimators on a model whose answer is known on paper, through the host's own samplers."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +7,12 @@ import torch
 from comfy.k_diffusion import sampling
 from comfy.model_sampling import EPS
 from gaussian import (
+    MEMBER_ESTIMATORS,
+    MEMBERS,
     NOMINAL,
     SIGMA_MAX,
-    SPREAD,
-    TAU,
     GaussianRun,
+    ensemble_of,
     expected_variance,
     gaussian_network,
     karras,
@@ -22,12 +22,7 @@ from gaussian import (
     uncertain_mean,
 )
 
-from bayesdiff_core.estimators.deviations import Deviations
-from bayesdiff_core.estimators.ensemble import EnsembleVariance
 from bayesdiff_core.estimators.paper import Paper
-from bayesdiff_core.estimators.tangents import Tangents
-from bayesdiff_core.posterior.features import LayerGeometry
-from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead
 
 
 def of_the_host(name: str):
@@ -60,39 +55,14 @@ def test_the_samplers_that_the_core_is_tested_with_are_the_hosts():
 
 @pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpmpp_2m"])
 def test_ensemble_of_gaussian_data_with_an_uncertain_mean(name):
-    certain, uncertain = 1e12, 1 / TAU**2
-    head = LaplaceHead(
-        LayerGeometry("linear", 2, 1, bias=False), DiagonalPrecision(torch.tensor([certain, uncertain])), 1e-9, {}
-    )
-    sigmas = karras(60)
-    noise = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX
-
-    def sample(matrix):
-        return SAMPLERS[name](gaussian_network(matrix), noise, sigmas)
-
-    ensemble = EnsembleVariance(sample(NOMINAL))
-    for number in range(300):
-        ensemble.add(sample(NOMINAL + head.draw(1, number)))
+    ensemble = ensemble_of(SAMPLERS[name])
     # Relative error of a variance from 300 draws is 8 %; it is shared by all 32 elements.
     for variance in (ensemble.variance(), ensemble.mean_square()):
         assert variance.mean() == pytest.approx(expected_variance(), rel=0.25)
         assert variance.std() < 0.01 * expected_variance()
 
 
-MEMBERS = 200  # relative error of a variance from so many draws: 10 %
-
-
-@pytest.mark.parametrize(
-    ("estimator", "tolerance"),
-    [
-        (Deviations(states=60, members=MEMBERS), 0.2),
-        (Deviations(states=8, members=MEMBERS), 0.2),
-        (Deviations(states=5, members=MEMBERS), 0.5),
-        (Deviations(states=5, members=MEMBERS, moderated=False), 0.5),
-        (Tangents(members=MEMBERS), 0.2),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("estimator", "tolerance"), MEMBER_ESTIMATORS, ids=str)
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
 def test_members_of_gaussian_data_with_an_uncertain_mean(name, estimator, tolerance):
     """Estimators that hold one W for the whole run find the variance that is known on paper."""
@@ -101,11 +71,9 @@ def test_members_of_gaussian_data_with_an_uncertain_mean(name, estimator, tolera
     assert run.calls == len(estimate.deviations) * (run.calls // MEMBERS) and len(estimate.deviations) == MEMBERS
     assert estimate.variance.mean() == pytest.approx(expected_variance(), rel=tolerance)
     assert estimate.variance.std() < 0.05 * estimate.variance.mean(), "the mean is uncertain alike everywhere"
-    # On the way, at σ: x - μ shrinks by √((s² + σ²)/(s² + σ_max²)), and what is gone of it is μ's.
-    sigma = run.trajectory.states[len(run.trajectory.states) // 2].sigma
-    left = math.sqrt((SPREAD**2 + sigma**2) / (SPREAD**2 + SIGMA_MAX**2))
+    middle = run.trajectory.states[len(run.trajectory.states) // 2]
     (half_way,) = estimate.along.values()
-    assert half_way.mean() == pytest.approx(TAU**2 * (1 - left) ** 2, rel=max(tolerance, 0.3))
+    assert half_way.mean() == pytest.approx(expected_variance(middle.sigma), rel=max(tolerance, 0.3))
 
 
 def test_the_published_recursion_takes_the_midpoint_of_dpm_solver_2():

@@ -16,6 +16,7 @@ from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.repair import Repair
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from measure import count_calls, spearman
+from running import breaking
 
 RUN = dict(steps=4, cfg=3.0, sampler_name="euler", scheduler="normal")
 SEED = 3
@@ -134,20 +135,12 @@ class Broken(RuntimeError):
 @pytest.mark.parametrize("error", [Broken, comfy.model_management.InterruptProcessingException])
 def test_nothing_survives_an_error_at_any_stage(demo, demo_head, images, error, call):
     """In a draw of the first score, in the repair, and in the score of the repaired."""
-    model, layer, calls = demo[0], find_last_layer(demo[0]), 0
+    model = demo[0]
     before = repr(model.wrappers) + repr(sorted(model.model_options))
     expected = score(demo, demo_head, images[0]["samples"]).variance
 
-    def fail(module, args):
-        nonlocal calls
-        calls += 1
-        if calls > call:
-            raise error("broken on purpose")
-
-    handle = layer.module.register_forward_pre_hook(fail)
-    with pytest.raises(error):
+    with breaking(model, call, error), pytest.raises(error):
         repaired(demo, demo_head, images[0])
-    handle.remove()
     assert repr(model.wrappers) + repr(sorted(model.model_options)) == before
     assert not [m for m in model.model.diffusion_model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert torch.equal(score(demo, demo_head, images[0]["samples"]).variance, expected)

@@ -8,9 +8,9 @@ import comfy.model_management
 import nodes
 import pytest
 import torch
-from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.resample import Resample
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from running import breaking
 
 RUN = dict(steps=6, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0)
 SEED = 3
@@ -156,21 +156,13 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, comfy.model_management.InterruptProcessingException])
 def test_nothing_survives_an_error(demo, images, error):
-    model, layer, calls = demo[0], find_last_layer(demo[0]), 0
+    model = demo[0]
     state, before = torch.get_rng_state(), repr(model.wrappers) + repr(sorted(model.model_options))
     expected = stopped_and_resumed(demo, 2)["samples"]
 
-    def fail(module, args):
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # in the second variation
-            raise error("broken on purpose")
-
-    handle = layer.module.register_forward_pre_hook(fail)
-    with pytest.raises(error):
+    with breaking(model, 5, error) as broken, pytest.raises(error):  # in the second variation
         resampled(demo, images)
-    handle.remove()
-    assert repr(model.wrappers) + repr(sorted(model.model_options)) == before and calls == 6
+    assert repr(model.wrappers) + repr(sorted(model.model_options)) == before and broken.calls == 6
     assert not [m for m in model.model.diffusion_model.modules() if m._forward_hooks or m._forward_pre_hooks]
     torch.set_rng_state(state)
     assert torch.equal(stopped_and_resumed(demo, 2)["samples"], expected)

@@ -19,7 +19,7 @@ from comfy_extras.nodes_custom_sampler import (
 from comfy_extras.nodes_perpneg import PerpNegGuider
 from factory import sampler_inputs
 from in_process import traces
-from running import EMPTY, MEMBERS, ours, stock
+from running import EMPTY, MEMBERS, breaking, ours, stock
 
 
 @pytest.fixture(autouse=True)
@@ -99,20 +99,10 @@ class Broken(RuntimeError):
 def test_nothing_survives_an_error_at_any_stage(demo, demo_head, error, quality, call):
     """The network fails in the nominal run, in the first member and in a later one."""
     model, *_ = demo
-    layer, calls = find_last_layer(model), 0
     before, first = traces(model), stock(demo, EMPTY)
-
-    def fail(module, args):
-        nonlocal calls
-        calls += 1
-        if calls > call:
-            raise error("broken on purpose")
-
-    handle = layer.module.register_forward_pre_hook(fail)
-    with pytest.raises(error):
+    with breaking(model, call, error) as broken, pytest.raises(error):
         ours(demo, demo_head, EMPTY, quality=quality)
-    handle.remove()
-    assert calls == call + 1
+    assert broken.calls == call + 1
     assert traces(model) == before
     assert torch.equal(stock(demo, EMPTY)["samples"], first["samples"])
 

@@ -148,9 +148,10 @@ def test_a_saved_workflow_makes_what_it_made(probed, object_info, then, rounds_a
     assert exact or name == "best_of_n", "the sampler's own latent does not depend on draws"
 
 
-# How far two estimates from two sets of draws lie apart, as eight sets showed on the prompt of most of these workflows
-# ("any animal mammal", balanced): the logarithm of a mean variance has a standard deviation of 0.45, that of a mean
-# score 0.24, and the least Spearman correlation of two maps was 0.72. A difference has √2 times that; three of it.
+# How far two estimates from two sets of draws lie apart, by `python dev.py bench draws` on the prompt of most of these
+# workflows: over eight sets, the logarithm of a mean variance has a standard deviation of 0.45, that of a mean score
+# 0.24, and the least Spearman correlation of two maps is 0.78 (0.72 with --quality precise). A difference has √2 times
+# that deviation; three of it.
 VARIANCES, SCORES, MAPS = 3 * 2**0.5 * 0.45, 3 * 2**0.5 * 0.24, 0.7
 
 
