@@ -17,10 +17,11 @@ def normal_draw(shape: tuple[int, ...], seed: int, number: int) -> torch.Tensor:
     """Independent standard normal numbers of a shape, float32 on the CPU.
 
     Args:
-        seed: 0 to 2**64 - 1.
+        seed: taken modulo 2**64, so that any integer is one.
         number: which draw of that seed, from 0.
     """
-    bits = numpy.random.Philox(key=numpy.array([seed, number], dtype=numpy.uint64)).random_raw(math.prod(shape))
+    key = numpy.array([seed % 2**64, number], dtype=numpy.uint64)
+    bits = numpy.random.Philox(key=key).random_raw(math.prod(shape))
     # The 53 bits that a float64 has room for, in the middle of their cells: never 0 and never 1.
     uniform = ((bits >> numpy.uint64(11)).astype(numpy.float64) + 0.5) * 2.0**-53
     return torch.special.ndtri(torch.from_numpy(uniform)).float().reshape(shape)

@@ -119,7 +119,7 @@ class Observer:
         ]
         return Found(
             variance=found.variance * slope.square(),
-            deviations=(found.deviations * slope)[:KEPT_MEMBERS],
+            deviations=found.deviations[:KEPT_MEMBERS] * slope,
             members=len(found.deviations),
             cost=1.0 + replay.calls / len(states),
             trajectory=tuple(moments),

@@ -29,6 +29,12 @@ def test_a_draw_does_not_depend_on_those_before_it_nor_on_the_global_generator()
     assert torch.equal(normal_draw((7, 5), 4, 3).flatten(), third.flatten()), "a shape only cuts the row of numbers"
 
 
+def test_any_integer_is_a_seed():
+    """Noise nodes of other packs may name a negative one, or one that is too large."""
+    for seed, same in ((-1, LARGEST), (2**64 + 3, 3)):
+        assert torch.equal(normal_draw((5,), seed, 2), normal_draw((5,), same, 2))
+
+
 def test_the_numbers_are_normal():
     draw = normal_draw((COUNT,), 1, 2).double()
     error = COUNT**-0.5
