@@ -30,7 +30,7 @@ class RunContext:
     """One sampling run of the host.
 
     Attributes:
-        model: the clone that is sampled.
+        model: whose network is sampled.
         executor: the host's own sampler, to be called as the host calls it.
         guider: what the sampler asks for predictions.
         sigmas: of the run, a copy: uni_pc writes to its own.

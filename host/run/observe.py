@@ -65,7 +65,11 @@ class Observer:
         self.found: Found | None = None
 
     def add_to(self, model: ModelPatcher) -> None:
-        self.model = model
+        """Add the wrappers to a clone, and keep no hold of it.
+
+        In a circle of clone and wrapper, clones of clones would die at once, and the host could not pass its entry of
+        the loaded model on from one to the next.
+        """
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, self.predict_noise)
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, self.sampler_sample)
         self.look.add_to(model)
@@ -79,7 +83,7 @@ class Observer:
     def sampler_sample(self, executor, guider, sigmas, extra_args, *inputs, **named):
         """SAMPLER_SAMPLE wrapper: run the sampler, then let the estimator work."""
         given = SamplerInputs(*inputs, **named)
-        context = RunContext.of(self.model, executor, guider, sigmas, extra_args, given)
+        context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)
         self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
         self.recorder = recorder = Recorder(context, self.look, self.estimator)
         try:

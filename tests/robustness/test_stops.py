@@ -163,6 +163,12 @@ def living() -> list[str]:
     return [type(thing).__name__ for thing in gc.get_objects() if type(thing) in ours]
 
 
+def lost() -> int:
+    """Entries of the host's list of loaded models whose model is gone: it warns of each as a leak, at every run."""
+    gc.collect()
+    return comfy.model_management.loaded_models().count(None)
+
+
 class Stopper:
     """Counts the moments of a run, and stops it at one of them.
 
@@ -237,6 +243,21 @@ def test_stopped_at_every_moment_nothing_is_left(scene, run, moments):
     again, _ = stopper.run(lambda: RUNS[run](scene))
     assert same(again, whole) and torch.equal(torch.get_rng_state(), state)
     assert torch.equal(scene.stock(decodes), stock)
+
+
+@pytest.mark.parametrize("run", ["deviations", "ensemble", "best of N", "best of N, scored again", "resample"])
+def test_the_host_loses_no_model_that_a_run_loaded(scene, run):
+    """A run that has to load the model first, whole or broken: the host keeps its entry for the user's own model."""
+    stopper = Stopper(network_of(scene, run))
+    comfy.model_management.unload_all_models()
+    stopper.run(lambda: RUNS[run](scene))
+    assert lost() == 0
+    for at in (0, stopper.count - 1):
+        comfy.model_management.unload_all_models()
+        _, error = stopper.run(lambda: RUNS[run](scene), at, lambda: fail(Broken("broken on purpose")))
+        assert isinstance(error, Broken)
+        del error
+        assert lost() == 0, at
 
 
 ESTIMATING = "Allocation on device; memory ran out in estimating the uncertainty, after the sampling"
