@@ -32,7 +32,7 @@ from measure import spearman  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
 
 SEED, TRUTH_SEED, CFG = 5, 101, 3.0
-SHARES = {"quick": (0.15, 0.25, 0.35, 0.45, 0.5), "draft": (0.35, 0.5), "balanced": (0.5,)}
+SHARES = {"instant": (0.35, 0.5), "quick": (0.15, 0.25, 0.35, 0.45, 0.5), "draft": (0.35, 0.5), "balanced": (0.5,)}
 # The node's defaults.
 DEFAULTS = {item.id: getattr(item, "default", None) for item in KSamplerBestOfN.define_schema().inputs}
 SAVED = "stock", "draft", "balanced"

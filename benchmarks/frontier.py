@@ -1,15 +1,20 @@
 """Fidelity against cost: how close each estimator comes to the posterior ensemble, and what it costs, in one run.
 
-    python dev.py bench frontier [--models demo,fashion] [--samplers euler,dpmpp_2m,euler_ancestral] [--steps 20,50]
-                                 [--cfg 1,7] [--prompts NAME,NAME] [--batch 6] [--members 16]
-                                 [--json PATH] [--docs] [--rows PATH,PATH]
+    python dev.py bench frontier [--models demo,fashion,digits] [--samplers dpmpp_2m]
+                                 [--steps 4,8,20,50] [--cfg 1,3,7] [--prompts NAME,NAME] [--batch 6]
+                                 [--members 8] [--others] [--json PATH] [--docs] [--rows PATH,PATH]
 
-On the demo model (a UNet, eps prediction) and on a second one (a transformer, rectified flow, pixels). The truth is the
-mean square deviation of an ensemble of many members. The agreement of its two halves says how well a perfect map
-would agree with it: that is the ceiling. Two controls need no posterior: random noise, and the local gradient energy of
-the latent. Spearman is of the maps, cell by cell, averaged over images, and of the images' scores within a prompt,
-averaged over prompts. Costs are relative to the stock sampler's. ``--docs`` writes table and plot to docs/; ``--rows``
-shows what earlier runs measured instead of measuring.
+On the demo model (a UNet, eps prediction), on a second one (a transformer, rectified flow, pixels), and on a third one
+(a UNet on pixels of one channel) that no choice was made on. Each model's head is fitted and calibrated once, on images
+of one other prompt at one setting (euler, simple, 12 steps), and is tested at all.
+
+The truth is the mean square deviation of an ensemble of many members, whole runs. The agreement of its two halves says
+how well a perfect map would agree with it: that is the ceiling. Two controls need no posterior: random noise, and the
+local gradient energy of the latent. Spearman is of the maps, cell by cell, averaged over images, and of the scores of
+all images of a setting. The errors are those of the mean over images, and of a bootstrap over images for scores. *std*
+is the median over images of the mean standard deviation over the truth's. Costs are relative to the stock sampler's.
+``--others`` adds the estimators that no quality uses. ``--docs`` writes table and plot to docs/; ``--rows`` shows what
+earlier runs measured instead of measuring.
 """
 
 from __future__ import annotations
@@ -28,31 +33,60 @@ import in_process
 in_process.import_host_and_pack()
 
 import torch  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.base import STANDARD_DEVIATION  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.moments import Moments  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.paper import Paper  # noqa: E402
-from bayesdiff.bayesdiff_core.estimators.registry import QUALITIES  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.registry import NO_HEAD, QUALITIES  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.posterior import Posterior  # noqa: E402
 from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
 from bayesdiff.host.settings import Guidance, RunSettings  # noqa: E402
+from digits_model import load_digits_model  # noqa: E402
 from factory import fit_own_head  # noqa: E402
 from fashion_model import load_fashion_model  # noqa: E402
+from figures_of_merit import bootstrap_error  # noqa: E402
 from measure import gradient_energy, spearman  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
 
 # Of noise and estimators, and of the truth: its members are draws that no estimator has seen.
 SEED, TRUTH_SEED = 1, 7
 DOCS = in_process.ROOT / "docs"
-# How a model is loaded, the shape of one latent, and its prompts.
+
+
+class Model(NamedTuple):
+    """A model of the bench.
+
+    Attributes:
+        load: of a prompt, see ``load_demo_model``.
+        shape: of one latent.
+        cfg: of the fit.
+        fitted: the prompt of the fit.
+        prompts: those of the tests.
+    """
+
+    load: Callable
+    shape: tuple[int, int, int]
+    cfg: float
+    fitted: str
+    prompts: tuple[str, ...]
+
+
 MODELS = {
-    "demo": (load_demo_model, (4, 16, 16), "owl"),
-    "fashion": (load_fashion_model, (3, 32, 32), "sandal"),
+    "demo": Model(
+        load_demo_model,
+        (4, 16, 16),
+        3.0,
+        "any animal bug",
+        ("any animal mammal", "any food fruit", "any face smiling", "any heart"),
+    ),
+    "fashion": Model(load_fashion_model, (3, 32, 32), 1.0, "t-shirt", ("trousers", "dress", "sandal", "bag")),
+    "digits": Model(load_digits_model, (1, 16, 16), 2.0, "0", ("1", "4", "5", "8")),
 }
-ESTIMATORS = {
-    **QUALITIES,
+ESTIMATORS = {NO_HEAD.name: NO_HEAD, **QUALITIES}
+OTHERS = {
     "4 members, not moderated": Deviations(states=5, members=4, moderated=False),
     "2 members": Tangents(members=2),
     "every 2nd step, 1 pair": Moments(every=2, draws=1),
@@ -62,7 +96,8 @@ ESTIMATORS = {
 
 
 def scores_of(maps: torch.Tensor) -> torch.Tensor:
-    return maps.clamp(min=0).sqrt().mean((1, 2))[None]
+    """Mean standard deviation of each map, ``(n,)``."""
+    return maps.clamp(min=0).sqrt().mean((1, 2))
 
 
 class Truth(NamedTuple):
@@ -89,83 +124,116 @@ def sample_truth(posterior: Posterior, settings: RunSettings, empty: dict, membe
     return Truth(latent, *(part.mean_square().mean(1) for part in halves))
 
 
-def measure(head, model, settings: RunSettings, empty: dict, members: int) -> dict[str, dict]:
-    """For one prompt: every estimator's agreement with the truth, and its cost."""
+class Found(NamedTuple):
+    """What an estimator found of one prompt's images.
+
+    Attributes:
+        maps: ``(n, h, w)``, variances, or anything that ranks as they do.
+        calls, wall: relative to the stock sampler's; None where that means nothing.
+        has_scale: whether the size of the maps means something.
+    """
+
+    maps: torch.Tensor
+    calls: float
+    wall: float | None = None
+    has_scale: bool = True
+
+
+def measure(head, model, settings: RunSettings, empty: dict, members: int, estimators: dict) -> dict[str, Found]:
+    """For one prompt: the maps of the truth's halves, of every estimator and of the controls."""
 
     def run(model, latent):
         return settings.sample(model, latent, SEED)
 
     run(model, empty)  # warms up
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(model, empty)
-        times.append(time.perf_counter() - start)
-    plain = statistics.median(times)
+    start = time.perf_counter()
+    run(model, empty)
+    plain = time.perf_counter() - start
     truth = sample_truth(Posterior.bind(head, model, TRUTH_SEED), settings, empty, members)
+    found = {"half": Found(truth.half, 1.0 + members / 2), "truth": Found(truth.other, 1.0 + members / 2)}
+    posterior = Posterior.bind(head, model, SEED)
+    for name, estimator in estimators.items():
+        start = time.perf_counter()
+        uncertainty = sample_with_uncertainty(run, empty, posterior, estimator).uncertainty
+        wall = (time.perf_counter() - start) / plain
+        has_scale = estimator.measures == STANDARD_DEVIATION
+        found[name] = Found(uncertainty.variance.mean(1), uncertainty.cost, wall, has_scale)
+    noise = torch.rand(truth.half.shape, generator=torch.Generator().manual_seed(TRUTH_SEED))
+    found["random noise"] = Found(noise, 1.0, 1.0, has_scale=False)
+    found["gradient energy"] = Found(gradient_energy(truth.latent), 1.0, 1.0, has_scale=False)
+    return found
 
-    def row(found, calls_ratio, wall_ratio=None, has_scale=True, against=truth.whole):
-        return {
-            "calls_ratio": calls_ratio,
-            "wall_ratio": wall_ratio,
-            "map_spearman": spearman(found, against),
-            "score_spearman": spearman(scores_of(found), scores_of(against)),
-            "variance_ratio": float(found.mean() / against.mean()) if has_scale else None,
+
+def rank_correlations(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Spearman of each pair of maps ``(n, h, w)``, ``(n,)``."""
+    return torch.tensor([spearman(one[None], other[None]) for one, other in zip(a, b)])
+
+
+def figures(of_prompts: list[dict[str, Found]]) -> dict[str, dict]:
+    """Every estimator's agreement with the truth, over the images of all prompts of a setting."""
+
+    def maps(name: str) -> torch.Tensor:
+        return torch.cat([found[name].maps for found in of_prompts])
+
+    half, other = maps("half"), maps("truth")
+    truth = (half + other) / 2
+    rows = {}
+    for name, first in of_prompts[0].items():
+        if name == "half":
+            continue
+        against, mine = (half if name == "truth" else truth), maps(name)
+        agreement, scores, theirs = rank_correlations(mine, against), scores_of(mine), scores_of(against)
+
+        def ranked(index: torch.Tensor, scores=scores, theirs=theirs) -> float:
+            return spearman(scores[index][None], theirs[index][None])
+
+        walls = [found[name].wall for found in of_prompts]
+        rows[name] = {
+            "calls_ratio": first.calls,
+            "wall_ratio": average(walls),
+            "map_spearman": float(agreement.mean()),
+            "map_error": float(agreement.std() / len(agreement) ** 0.5),
+            "score_spearman": ranked(torch.arange(len(scores))),
+            "score_error": bootstrap_error(ranked, len(scores)),
+            "std_ratio": float((scores / theirs).median()) if first.has_scale else None,
         }
-
-    rows = {"halves": row(truth.half, 1.0 + members / 2, against=truth.other)}
-    agreement = max(rows["halves"]["map_spearman"], 0.0)
+    agreement = max(rows["truth"]["map_spearman"], 0.0)
     # Agreement of a perfect map with a truth whose halves agree this well (Spearman and Brown, 1910).
     ceiling = math.sqrt(2 * agreement / (1 + agreement))
-    rows["ceiling"] = dict(
-        calls_ratio=1.0 + members, wall_ratio=None, map_spearman=ceiling, score_spearman=None, variance_ratio=None
-    )
-    posterior = Posterior.bind(head, model, SEED)
-    for name, estimator in ESTIMATORS.items():
-        start = time.perf_counter()
-        found = sample_with_uncertainty(run, empty, posterior, estimator).uncertainty
-        rows[name] = row(found.variance.mean(1), found.cost, (time.perf_counter() - start) / plain)
-    noise = torch.rand(truth.half.shape, generator=torch.Generator().manual_seed(TRUTH_SEED))
-    rows["random noise"] = row(noise, 1.0, 1.0, has_scale=False)
-    rows["gradient energy"] = row(gradient_energy(truth.latent), 1.0, 1.0, has_scale=False)
+    rows["ceiling"] = dict.fromkeys(rows["truth"]) | dict(calls_ratio=1.0, map_spearman=ceiling)
     return rows
 
 
 def kind_of(setting: str) -> str:
     """The kind of estimator that a row's setting belongs to."""
-    if setting in ESTIMATORS:
-        return ESTIMATORS[setting].name
-    return "truth" if setting in ("halves", "ceiling") else "control"
+    estimators = ESTIMATORS | OTHERS
+    if setting in estimators:
+        return estimators[setting].name
+    return "truth" if setting in ("truth", "ceiling") else "control"
 
 
 def average(values: list[float | None], of: Callable = statistics.mean) -> float | None:
     """The mean of figures, or their median; None where a figure is missing."""
-    return None if None in values else of(values)
+    return None if None in values or not values else of(values)
 
 
 def frontier(name: str, arguments) -> list[dict]:
     """Rows of one model, at every sampler, number of steps and guidance."""
-    load, shape, default_prompts = MODELS[name]
-    prompts = arguments.prompts or [default_prompts]
-    model, positive, negative, _ = load(prompts[0])
-    conditions, empty = [load(prompt)[1] for prompt in prompts], {"samples": torch.zeros(arguments.batch, *shape)}
+    of = MODELS[name]
+    prompts = arguments.prompts or of.prompts
+    model, positive, negative, _ = of.load(of.fitted)
+    conditions, empty = [of.load(prompt)[1] for prompt in prompts], {"samples": torch.zeros(arguments.batch, *of.shape)}
+    head = fit_own_head(model, Guidance(positive, negative, of.cfg), of.shape)
+    estimators = ESTIMATORS | (OTHERS if arguments.others else {})
     rows = []
-    for cfg in arguments.cfg:
-        head = fit_own_head(model, Guidance(positive, negative, cfg), shape)
-        for steps, sampler in itertools.product(arguments.steps, arguments.samplers):
-            settings = [RunSettings(steps, cfg, sampler, "normal", prompt, negative) for prompt in conditions]
-            found = [measure(head, model, of_prompt, empty, arguments.members) for of_prompt in settings]
-            setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
-            size = {"pictures": arguments.batch * len(prompts), "members": arguments.members}
-            rows += [
-                setting
-                | {"estimator": kind_of(key), "setting": key}
-                | {column: average([of_prompt[key][column] for of_prompt in found]) for column in value}
-                | size
-                for key, value in found[0].items()
-            ]
-            print("\n".join(table(rows[-len(found[0]) :])), flush=True)
-            write_rows(arguments.json, arguments.done + rows)
+    for sampler, steps, cfg in itertools.product(arguments.samplers, arguments.steps, arguments.cfg):
+        settings = [RunSettings(steps, cfg, sampler, "normal", prompt, negative) for prompt in conditions]
+        found = figures([measure(head, model, each, empty, arguments.members, estimators) for each in settings])
+        setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
+        size = {"images": arguments.batch * len(prompts), "members": arguments.members}
+        rows += [setting | {"estimator": kind_of(key), "setting": key} | value | size for key, value in found.items()]
+        print("\n".join(table(rows[-len(found) :])), flush=True)
+        write_rows(arguments.json, arguments.done + rows)
     return rows
 
 
@@ -179,8 +247,9 @@ def cell(value: float | None, digits: int = 2) -> str:
 
 
 def label(row: dict) -> str:
-    bold = "**" if row["setting"] in QUALITIES else ""
-    return f"{bold}{row['estimator']}, {row['setting']}{bold}"
+    bold = "**" if row["setting"] in ESTIMATORS else ""
+    kind = "" if row["estimator"] in (row["setting"], "control") else f"{row['estimator']}, "
+    return f"{bold}{kind}{row['setting']}{bold}"
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -188,30 +257,45 @@ def table(rows: list[dict]) -> list[str]:
     first = rows[0]
     lines = [
         f"\n{first['model']}, {first['sampler']}, {first['steps']} steps, cfg {first['cfg']:g}\n",
-        "| estimator | calls | time | map | score | mean/truth |",
+        "| estimator | calls | time | map | score | std |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [cell(row[key]) for key in ("calls_ratio", "wall_ratio")]
-        cells += [cell(row["map_spearman"], 3), cell(row["score_spearman"]), cell(row["variance_ratio"])]
+        cells += [with_error(row, "map"), with_error(row, "score"), cell(row["std_ratio"])]
         lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def with_error(row: dict, of: str) -> str:
+    error = row[f"{of}_error"]
+    return cell(row[f"{of}_spearman"]) + ("" if error is None else f" ± {error:.2f}")
+
+
+def over_ceiling(row: dict, rows: list[dict]) -> float | None:
+    """A row's map over the ceiling of its own setting."""
+    keys = ("model", "sampler", "steps", "cfg")
+    mine = tuple(row[key] for key in keys)
+    ceiling = next(r for r in rows if r["setting"] == "ceiling" and tuple(r[key] for key in keys) == mine)
+    return row["map_spearman"] / ceiling["map_spearman"] if ceiling["map_spearman"] else None
 
 
 def summary(rows: list[dict]) -> list[str]:
     """Means over samplers, steps and guidances, one group of columns per model, in Markdown."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    columns = [f"{model}: {column}" for model in models for column in ("calls", "map", "score", "mean/truth")]
+    columns = [f"{model}: {column}" for model in models for column in ("calls", "map/ceiling", "least", "score", "std")]
     lines = ["| estimator | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for setting in dict.fromkeys(row["setting"] for row in rows):
         cells = []
         for model in models:
             mine = [row for row in rows if row["setting"] == setting and row["model"] == model]
+            shares = [over_ceiling(row, rows) for row in mine]
             cells += [
                 cell(average([row["calls_ratio"] for row in mine])),
-                cell(average([row["map_spearman"] for row in mine]), 3),
+                cell(average(shares), 3),
+                cell(average(shares, min), 3),
                 cell(average([row["score_spearman"] for row in mine])),
-                cell(average([row["variance_ratio"] for row in mine], statistics.median)),
+                cell(average([row["std_ratio"] for row in mine], statistics.median)),
             ]
         row = next(row for row in rows if row["setting"] == setting)
         lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
@@ -227,7 +311,8 @@ def plot(rows: list[dict], path: Path) -> None:
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(2, len(models), figsize=(5.5 * len(models), 8), sharex=True, squeeze=False)
-    markers = {"deviations": "o", "tangents": "v", "moments": "s", "paper": "X", "ensemble": "D", "control": "."}
+    markers = {"no head": "^", "instant": "*", "deviations": "o", "tangents": "v", "moments": "s", "paper": "X"}
+    markers |= {"ensemble": "D", "control": "."}
     for column, model in enumerate(models):
         for line, key in enumerate(("map_spearman", "score_spearman")):
             axis = axes[line][column]
@@ -261,7 +346,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def write_docs(rows: list[dict]) -> None:
     plot(rows, DOCS / "images" / "frontier.png")
     keys = ("model", "cfg", "steps", "sampler")
-    sizes = {row["model"]: f"{row['pictures']} images, truth from {row['members']} members" for row in rows}
+    sizes = {row["model"]: f"{row['images']} images, truth from {row['members']} members" for row in rows}
     settings = dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
     text = [
         "# Fidelity against cost, measured",
@@ -274,7 +359,7 @@ def write_docs(rows: list[dict]) -> None:
         "",
         "## Means over all settings",
         "",
-        "*mean/truth* is the median over settings.",
+        "*map/ceiling* is the mean over settings, and *least* its least; *std* is the median over settings.",
         "",
         *summary(rows),
         "",
@@ -289,12 +374,13 @@ def write_docs(rows: list[dict]) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--models", type=list_of(), default=list(MODELS))
-    parser.add_argument("--samplers", type=list_of(), default=["euler", "dpmpp_2m", "euler_ancestral"])
-    parser.add_argument("--steps", type=list_of(int), default=[20, 50])
-    parser.add_argument("--cfg", type=list_of(float), default=[1.0, 7.0])
+    parser.add_argument("--samplers", type=list_of(), default=["dpmpp_2m"])
+    parser.add_argument("--steps", type=list_of(int), default=[4, 8, 20, 50])
+    parser.add_argument("--cfg", type=list_of(float), default=[1.0, 3.0, 7.0])
     parser.add_argument("--prompts", type=list_of(), help="names, instead of the models' own")
     parser.add_argument("--batch", type=int, default=6, help="images per prompt")
-    parser.add_argument("--members", type=int, default=16, help="number of members in the ensemble that is the truth")
+    parser.add_argument("--members", type=int, default=8, help="members of the truth's ensemble")
+    parser.add_argument("--others", action="store_true", help="the estimators that no quality uses, too")
     parser.add_argument("--rows", type=list_of(Path))
     parser.add_argument("--docs", action="store_true", help="write docs/frontier.md and its plot")
     arguments = parser.parse_args()

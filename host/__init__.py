@@ -8,6 +8,7 @@
 ``layout``        where the outputs of that layer end up in the latent
 ``states``        one noised state of a model, visited through the host's own sampling path
 ``fit``           features at noised latents, for a fit
+``calibrate``     own images, sampled twice, for what a head learns of them
 ``run``           one sampling run: recorded, replayed by estimators, or done again by an ensemble
 ``uses``          what is built on runs: finished images, Best of N, resampling, repair, re-noising
 ``latents``       checks and sizes of latents

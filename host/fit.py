@@ -13,13 +13,14 @@ from comfy.model_patcher import ModelPatcher
 from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from ..bayesdiff_core.reading.grid import LatentGrid
+from .calibrate import calibrate
 from .files import read_caption, read_image
 from .identity import describe_model
 from .last_layer import LastLayer, find_last_layer
 from .latents import latent_grid
 from .layout import discover_last_layer, layout_at
 from .run.space import output_slope
-from .settings import Guidance
+from .settings import Guidance, RunSettings
 from .states import NoisedState, visit_state
 
 # Latent cells and images in one call of the network: few, so that a model that just fits its card can be fitted.
@@ -147,6 +148,8 @@ class FitSettings:
         seed: of noise, sigmas, and the choice of positions.
         structure, explained_variance: see :func:`~..bayesdiff_core.posterior.fit.fit_laplace_head`.
         source: where the data came from, for the head's metadata.
+        own_images, steps: from how many of the model's own images, of so many steps, the head learns how the variance
+            follows what a run shows; see :mod:`.calibrate`.
     """
 
     cfg: float
@@ -155,6 +158,8 @@ class FitSettings:
     structure: str = "low-rank"
     explained_variance: float = 0.99
     source: str = ""
+    own_images: int = 6
+    steps: int = 12
 
 
 def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSettings) -> LaplaceHead:
@@ -211,4 +216,9 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
         "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
     }
     matrix, structure, explained = hessian.matrix(images), settings.structure, settings.explained_variance
-    return fit_laplace_head(layer.geometry, weights, matrix, structure, explained, about)
+    head = fit_laplace_head(layer.geometry, weights, matrix, structure, explained, about)
+    if settings.own_images == 0:
+        return head
+    prompts = [data[number * len(data) // settings.own_images].positive for number in range(settings.own_images)]
+    runs = [RunSettings(settings.steps, settings.cfg, "euler", "simple", prompt, negative) for prompt in prompts]
+    return calibrate(head, model, runs, data[0].latents[:1].shape, settings.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -101,6 +101,44 @@ def layout_at(
         index += digit.round() * power
         power *= DIGIT
     return Layout(layer.geometry, index.long().cpu())
+
+
+def match_positions(geometry: LayerGeometry, arrivals: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor | None:
+    """The output position that each latent element comes from, told by the numbers that arrived there.
+
+    Args:
+        arrivals: of some calls of the network and of one image, the outputs of the last layer and what the network
+            returned, ``(c, ...)``.
+
+    Returns:
+        ``(c, ...)``; None where what follows the layer does more than reorder, or where outputs are too much alike.
+    """
+    if not arrivals:
+        return None
+
+    def names(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+        """One number for each element: all of its values in one, but for their signs."""
+        found = torch.zeros((), dtype=torch.long)
+        for tensor in tensors:
+            bits = tensor.float().abs().contiguous().flatten().view(torch.int32).long()
+            found = found * 0x9E3779B1 + bits
+        return found
+
+    outputs, latents = zip(*arrivals)
+    shape = latents[0].shape
+    if len({each.shape for each in outputs}) > 1 or len({each.shape for each in latents}) > 1:
+        return None
+    left, arrived = names(outputs), names(latents)
+    number = torch.arange(len(left))
+    conv = geometry.kind == "conv2d"
+    position = number % (len(left) // geometry.out_features) if conv else number // geometry.out_features
+    unique, which = left.unique(return_inverse=True)
+    lowest = torch.zeros_like(unique).scatter_reduce(0, which, position, "amin", include_self=False)
+    highest = torch.zeros_like(unique).scatter_reduce(0, which, position, "amax", include_self=False)
+    at = torch.searchsorted(unique, arrived).clamp(max=len(unique) - 1)
+    if not (torch.equal(unique[at], arrived) and torch.equal(lowest[at], highest[at])):
+        return None
+    return lowest[at].reshape(shape)
 
 
 def read_positions(

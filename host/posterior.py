@@ -5,16 +5,36 @@ from __future__ import annotations
 import dataclasses
 import logging
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from .identity import WARN_ONLY, describe_model
 from .last_layer import LastLayer, find_last_layer
 
 # Of what a head's file says, in letters of a sentence about it.
 LONGEST = 200
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoPosterior:
+    """A model without a Laplace head: its runs are watched, and that is all.
+
+    Attributes:
+        seed: of a run.
+    """
+
+    model: ModelPatcher
+    seed: int = 0
+    about: ClassVar[dict[str, str]] = {}
+    calibration: ClassVar[None] = None
+
+    def on(self, model: ModelPatcher) -> NoPosterior:
+        """The same of a clone of the model."""
+        return dataclasses.replace(self, model=model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +79,16 @@ class Posterior:
         """The same posterior of a clone of the model, which shares its network."""
         return dataclasses.replace(self, model=model)
 
+    @property
+    def about(self) -> dict[str, str]:
+        """Metadata of the head."""
+        return self.head.about
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the head learned of the model."""
+        return self.head.calibration
+
     def draw(self, number: int) -> torch.Tensor:
         """Draw ``number``, from 0, of ``dW = W - W*``, ``(width, out_features)``, float32 on the CPU."""
         return self.head.draw(self.seed, number)
@@ -66,6 +96,11 @@ class Posterior:
     def perturbed(self, number: int) -> AbstractContextManager[None]:
         """Weights ``W* + dW`` of draw ``number`` inside the ``with`` block."""
         return self.layer.perturbed(self.draw(number))
+
+
+def posterior_of(head: LaplaceHead | None, model: ModelPatcher, seed: int = 0) -> Posterior | NoPosterior:
+    """:meth:`Posterior.bind`, or no posterior where no head is given."""
+    return NoPosterior(model, seed) if head is None else Posterior.bind(head, model, seed)
 
 
 def check_identity(head: LaplaceHead, model: ModelPatcher, layer: LastLayer) -> None:

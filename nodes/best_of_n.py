@@ -7,11 +7,11 @@ import dataclasses
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..bayesdiff_core.estimators.registry import RANKINGS
+from ..bayesdiff_core.estimators.registry import NO_HEAD, RANKINGS
 from ..bayesdiff_core.reading.rank import rank
 from ..host.compat import ADVANCED, search_words
 from ..host.latents import check_latent
-from ..host.posterior import Posterior
+from ..host.posterior import posterior_of
 from ..host.selection import select_conditioning, select_latent
 from ..host.settings import RunSettings
 from ..host.uses.best_of_n import BestOfN, Plan, best_of_n
@@ -33,7 +33,7 @@ class KSamplerBestOfN(io.ComfyNode):
                 seed_input(),
                 *schedule_inputs(),
                 denoise_input(),
-                head_input(),
+                head_input("ranks by how much the image was yet to change, at no network call."),
                 io.Int.Input(
                     "candidates",
                     default=16,
@@ -104,18 +104,26 @@ class KSamplerBestOfN(io.ComfyNode):
         model,
         seed,
         latent_image,
-        head,
         candidates,
         keep,
         share,
         quality,
         batch_size,
         score_finished,
+        head=None,
         **settings,
     ) -> io.NodeOutput:
         check_latent(model, latent_image)
-        posterior, run_settings = Posterior.bind(head, model, seed), RunSettings(**settings)
-        plan = Plan(keep, max(1, round(share * run_settings.steps)), batch_size, score_finished)
+        posterior, run_settings = posterior_of(head, model, seed), RunSettings(**settings)
+        ranking = NO_HEAD if head is None else RANKINGS[quality]
+        # Without members, what changes between two predictions is all that there is to rank by.
+        least = 1 if ranking.calls([1.0]) else 2
+        if run_settings.steps < least:
+            raise ValueError(
+                f"Expected at least {least} steps to rank by what changes in the run, got {run_settings.steps}; give "
+                "more steps, or connect a head and choose a quality with members."
+            )
+        plan = Plan(keep, max(least, round(share * run_settings.steps)), batch_size, score_finished)
 
         def sample(model, latent, numbers, last_step):
             positive, negative = (
@@ -125,7 +133,7 @@ class KSamplerBestOfN(io.ComfyNode):
             of_these = dataclasses.replace(run_settings, positive=positive, negative=negative)
             return of_these.sample(model, latent, seed, last_step=last_step, force_full_denoise=True)
 
-        found = best_of_n(sample, repeat(latent_image, candidates), posterior, RANKINGS[quality], plan)
+        found = best_of_n(sample, repeat(latent_image, candidates), posterior, ranking, plan)
         uncertainty, scores = found.uncertainty, found.scores[found.kept]
         if score_finished:
             scores = uncertainty.scores()

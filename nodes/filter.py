@@ -8,6 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.drawing.sheets import contact_sheet
 from ..bayesdiff_core.reading import rank
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
 from ..host.selection import select_conditioning, select_latent
 from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
@@ -120,7 +121,8 @@ class FilterByUncertainty(io.ComfyNode):
                 io.Image.Output(
                     "contact_sheet",
                     display_name="contact sheet",
-                    tooltip="All images by rank, each with its score and whether it was kept. Needs images.",
+                    tooltip="All images by rank, each with its score, its percentile if that is known, and whether it "
+                    "was kept. Needs images.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="What was kept and dropped, in words."),
             ],
@@ -155,12 +157,21 @@ class FilterByUncertainty(io.ComfyNode):
         outputs = [split_off(kind, batches, index, values) for index in sides for kind in [*BATCHES, "scores"]]
         sheet = ExecutionBlocker(MISSING.format("images", "contact sheet"))
         if "images" in batches:
+            places = percentiles_of(batches.get("uncertainty"), values)
             labels = [
-                f"{place}  ·  {values[i]:.4g}  ·  {'kept' if kept[i] else 'dropped'}"
+                f"{place}  ·  {values[i]:.4g}{places[i]}  ·  {'kept' if kept[i] else 'dropped'}"
                 for place, i in enumerate(ranked, 1)
             ]
             sheet = contact_sheet(batches["images"][ranked], labels, kept[ranked].tolist())
         return io.NodeOutput(*outputs, sheet, describe(sides, values))
+
+
+def percentiles_of(uncertainty: Uncertainty | None, scores: torch.Tensor) -> list[str]:
+    """The percentile of each score in words, where the scores are the uncertainty's own and it knows them."""
+    known = None if uncertainty is None else uncertainty.percentiles()
+    if known is None or not torch.allclose(uncertainty.scores().double().cpu(), scores, rtol=1e-5, equal_nan=True):
+        return [""] * len(scores)
+    return [f" ({percentile:.0f} %)" for percentile in known.tolist()]
 
 
 NO_SCORES = "Expected scores or an uncertainty to rank by, got neither; connect either from a sampler (BayesDiff)."

@@ -58,7 +58,13 @@ class FitLaplaceHead(io.ComfyNode):
                     max=4096,
                     tooltip="Own samples only: how many. More images lower the estimated uncertainty.",
                 ),
-                io.Int.Input("steps", default=12, min=1, max=1000, tooltip="Own samples only: steps per image."),
+                io.Int.Input(
+                    "steps",
+                    default=12,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of own samples, and of the images that the head learns from.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -116,6 +122,17 @@ class FitLaplaceHead(io.ComfyNode):
                 io.Clip.Input(
                     "clip", optional=True, tooltip="Encodes the captions of a folder; without it, positive is used."
                 ),
+                # Saved graphs store numbers by position: what came later stands last.
+                io.Int.Input(
+                    "own_images",
+                    default=FitSettings.own_images,
+                    min=0,
+                    max=256,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="From how many of the model's own images the head learns where and how much they vary; "
+                    "each is sampled twice. 0: not at all, then quality 'instant' is a first look only.",
+                ),
             ],
             outputs=[
                 LaplaceHeadType.Output("head", display_name="head", tooltip="The posterior of the model's last layer.")
@@ -142,6 +159,7 @@ class FitLaplaceHead(io.ComfyNode):
         explained_variance,
         seed,
         folder,
+        own_images=FitSettings.own_images,
         **given,
     ) -> io.NodeOutput:
         require_laplace_torch()
@@ -159,7 +177,9 @@ class FitLaplaceHead(io.ComfyNode):
             paths = files.image_paths(folder)
             data, captions = examples_from_folder(model, given["vae"], paths, given.get("clip"), positive, latent)
             source = f"{folder}, {captions} of {len(paths)} with captions"
-        settings = FitSettings(cfg, noise_levels, seed, structure, explained_variance, source)
+        settings = FitSettings(
+            cfg, noise_levels, seed, structure, explained_variance, source, own_images=own_images, steps=steps
+        )
         return io.NodeOutput(fit_head(model, data, negative, settings))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, ENSEMBLE, QUALITIES
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.settings import SAMPLERS, SCHEDULERS
 
 LaplaceHeadType = io.Custom("LAPLACE_HEAD")
@@ -17,8 +19,11 @@ LINE_BREAK = "  \n"
 FEWEST_MEMBERS, MOST_MEMBERS = 2, 256  # of an ensemble
 
 
-def head_input() -> io.Input:
-    return LaplaceHeadType.Input("head", tooltip="Laplace head of this model, fitted or loaded.")
+def head_input(without: str) -> io.Input:
+    """The Laplace head; the tooltip says what happens without one."""
+    return LaplaceHeadType.Input(
+        "head", optional=True, tooltip=f"Laplace head of this model, fitted or loaded. Without one: {without}"
+    )
 
 
 def seed_input(name: str = "seed") -> io.Input:
@@ -68,13 +73,14 @@ def denoise_input() -> io.Input:
 def uncertainty_inputs() -> list[io.Input]:
     """The inputs that our samplers add to the stock ones."""
     return [
-        head_input(),
+        head_input("a first look, how much the image was yet to change in the run. Quality has no effect then."),
         io.Combo.Input(
             "quality",
             options=[*QUALITIES, ENSEMBLE],
             default=DEFAULT_QUALITY,
-            tooltip="At most 1.25, 2 and 4 times the network calls of plain sampling at 20 steps. More calls give a "
-            "less noisy map. Ensemble: samples each member from start to end; the reference.",
+            tooltip="Instant: what the run itself shows, at no network call. Draft, balanced, precise: at most 1.25, 2 "
+            "and 4 times the calls of plain sampling at 20 steps; more give truer maps and scores. Ensemble: samples "
+            "each member from start to end; the reference.",
         ),
         io.Int.Input(
             "members",
@@ -96,3 +102,30 @@ def uncertainty_outputs() -> list[io.Output]:
             "scores", display_name="scores", is_output_list=True, tooltip="One score per image: higher is less certain."
         ),
     ]
+
+
+def sampler_outputs() -> list[io.Output]:
+    """The outputs that our samplers add to the stock ones."""
+    return [
+        *uncertainty_outputs(),
+        io.Float.Output(
+            "percentiles",
+            display_name="percentiles",
+            is_output_list=True,
+            tooltip="Of each score: of how many percent of this model's own images, as the head saw them at its fit, "
+            "the model is more certain. Needs a head.",
+        ),
+    ]
+
+
+NO_SCALE = (
+    "Expected an uncertainty that knows the scores of the model's own images for the output percentiles, got one that "
+    "does not; connect a head that this version fitted, and choose a quality instead of another estimator."
+)
+
+
+def read_out(uncertainty: Uncertainty) -> tuple:
+    """The outputs of :func:`sampler_outputs`."""
+    percentiles = uncertainty.percentiles()
+    known = ExecutionBlocker(NO_SCALE) if percentiles is None else percentiles.tolist()
+    return uncertainty, uncertainty.scores().tolist(), known

@@ -108,7 +108,7 @@ class UncertaintyMap(io.ComfyNode):
         heat_map, overlay = colour_map(values, colours), overlay_map(image, values.to(image.device), opacity, colours)
         if colour_bar:
             heat_map = with_colour_bars(heat_map, map_tops(std, per_image), colours)
-        captions = [f"{i}: score {score:.4g}" for i, score in enumerate(uncertainty.scores().tolist())]
+        captions = [f"{i}: {words}" for i, words in enumerate(uncertainty.captions())]
         rows = sheet([image, heat_map, overlay], captions)
         std_image = std[..., None].expand(-1, -1, -1, 3)
         return io.NodeOutput(heat_map, overlay, values, std, std_image, rows)

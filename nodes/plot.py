@@ -45,4 +45,5 @@ class UncertaintyPlot(io.ComfyNode):
             sigmas, stds = uncertainty.std_over_sigma()
             return io.NodeOutput(plot_over_sigma(sigmas, stds, width, height))
         uncertainty.require_images()
-        return io.NodeOutput(plot_scores(uncertainty.scores(score).tolist(), score, width, height))
+        found, percentiles = uncertainty.scores(score).tolist(), uncertainty.percentiles(score)
+        return io.NodeOutput(plot_scores(found, score, width, height, percentiles))

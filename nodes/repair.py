@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, JUDGES
+from ..bayesdiff_core.estimators.registry import DEFAULT_JUDGE, JUDGES, REDRAW
 from ..bayesdiff_core.reading import masks
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
 from ..host.latents import check_belongs, check_latent, require_content
-from ..host.posterior import Posterior
+from ..host.posterior import posterior_of
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.repair import Attempt, RepairPlan, repair
@@ -45,12 +45,13 @@ class Repair(io.ComfyNode):
                     "latent_image",
                     tooltip="Finished images from any sampler. A noise mask in it limits the repair.",
                 ),
-                head_input(),
+                head_input("the scores are how much each image changes when it is drawn again."),
                 io.Combo.Input(
                     "quality",
                     options=list(JUDGES),
-                    default=DEFAULT_QUALITY,
-                    tooltip="Of the scores: 1, 2 or 7 posterior members, each five network calls per image and round.",
+                    default=DEFAULT_JUDGE,
+                    tooltip="Of the scores: 1, 2 or 7 posterior members, each five network calls per image and round. "
+                    "Redraw: two calls, and no head.",
                 ),
                 io.Int.Input("rounds", default=2, min=0, max=100, tooltip="Rounds of repair; 0 only scores."),
                 io.Float.Input(
@@ -104,12 +105,12 @@ class Repair(io.ComfyNode):
         model,
         seed,
         latent_image,
-        head,
         quality,
         rounds,
         area,
         grow,
         method,
+        head=None,
         uncertainty=None,
         **settings,
     ) -> io.NodeOutput:
@@ -119,8 +120,14 @@ class Repair(io.ComfyNode):
         masks.require_finite_mask(allowed)
         if uncertainty is not None:
             check_belongs(latent_image, uncertainty)
-        posterior = Posterior.bind(head, model, seed)
-        plan = RepairPlan(JUDGES[quality], rounds, rectify=method == RECTIFY)
+        judge = REDRAW if head is None else JUDGES[quality]
+        if method == RECTIFY and judge is REDRAW:
+            raise ValueError(
+                f"Expected a Laplace head and a quality with members for the method '{RECTIFY}', which draws from what "
+                f"they find possible, got none; connect a head and choose such a quality, or set method to '{INPAINT}'."
+            )
+        posterior = posterior_of(head, model, seed)
+        plan = RepairPlan(judge, rounds, rectify=method == RECTIFY)
 
         def mask_of(found: Uncertainty) -> torch.Tensor:
             return masks.repair_mask(found.maps(), area, grow, allowed)

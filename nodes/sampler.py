@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ..bayesdiff_core.estimators.registry import make_quality
+from ..bayesdiff_core.estimators.registry import NO_HEAD, make_quality
 from ..host.compat import search_words
 from ..host.latents import check_latent
-from ..host.posterior import Posterior
+from ..host.posterior import NoPosterior, Posterior, posterior_of
 from ..host.run.progress import Progress
 from ..host.run.sample import Sampled, sample_with_uncertainty
 from ..host.run.stock import Run, custom_run
@@ -17,10 +19,11 @@ from .inputs import (
     FEWEST_MEMBERS,
     MOST_MEMBERS,
     denoise_input,
+    read_out,
+    sampler_outputs,
     schedule_inputs,
     seed_input,
     uncertainty_inputs,
-    uncertainty_outputs,
 )
 from .options import UncertaintyOptions
 
@@ -43,19 +46,29 @@ class UncertainSampler(io.ComfyNode):
         return members_problem(members) or True
 
 
-def bind(head, model, latent: dict, members: int, seed: int) -> Posterior:
-    """Check what the user gave, before any work: the posterior of ``model``."""
+def check(head, model, latent: dict, members: int, seed: int) -> Posterior | NoPosterior:
+    """Check what the user gave, before any work: the posterior of ``model``, if there is a head."""
     if problem := members_problem(members):
         raise ValueError(problem)
     check_latent(model, latent)
-    return Posterior.bind(head, model, seed)
+    return posterior_of(head, model, seed)
 
 
 def sample(
-    run: Run, latent: dict, posterior: Posterior, quality: str, members: int, options: UncertaintyOptions | None
+    run: Run,
+    latent: dict,
+    posterior: Posterior | NoPosterior,
+    quality: str,
+    members: int,
+    options: UncertaintyOptions | None,
 ) -> Sampled:
     options = options or UncertaintyOptions()
-    estimator = options.estimator or make_quality(quality, members)
+    estimator = options.estimator or (NO_HEAD if isinstance(posterior, NoPosterior) else make_quality(quality, members))
+    if estimator is NO_HEAD:
+        logging.info(
+            "BayesDiff: no Laplace head is connected, so the uncertainty is a first look: how much the image was yet "
+            "to change in the run. Fit Laplace Head makes it better."
+        )
     progress = Progress(posterior.model, options.map_preview)
     return sample_with_uncertainty(run, latent, posterior, estimator, options.save_at, progress)
 
@@ -78,20 +91,20 @@ class KSamplerBayesDiff(UncertainSampler):
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The stock KSampler's latent, bit for bit."),
-                *uncertainty_outputs(),
+                *sampler_outputs(),
             ],
         )
 
     @classmethod
-    def execute(cls, model, seed, latent_image, head, quality, members, options=None, **settings) -> io.NodeOutput:
+    def execute(cls, model, seed, latent_image, quality, members, head=None, options=None, **settings) -> io.NodeOutput:
         run_settings = RunSettings(**settings)
 
         def run(model, latent):
             return run_settings.sample(model, latent, seed)
 
-        posterior = bind(head, model, latent_image, members, seed)
+        posterior = check(head, model, latent_image, members, seed)
         sampled = sample(run, latent_image, posterior, quality, members, options)
-        return io.NodeOutput(sampled.latent, sampled.uncertainty, sampled.uncertainty.scores().tolist())
+        return io.NodeOutput(sampled.latent, *read_out(sampled.uncertainty))
 
 
 class KSamplerAdvancedBayesDiff(UncertainSampler):
@@ -123,7 +136,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
                 io.Latent.Output(
                     "latent", display_name="latent", tooltip="The stock KSampler (Advanced)'s latent, bit for bit."
                 ),
-                *uncertainty_outputs(),
+                *sampler_outputs(),
             ],
         )
 
@@ -137,9 +150,9 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
         start_at_step,
         end_at_step,
         return_with_leftover_noise,
-        head,
         quality,
         members,
+        head=None,
         options=None,
         **settings,
     ) -> io.NodeOutput:
@@ -154,9 +167,9 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
         def run(model, latent):
             return run_settings.sample(model, latent, noise_seed, **stage)
 
-        posterior = bind(head, model, latent_image, members, noise_seed)
+        posterior = check(head, model, latent_image, members, noise_seed)
         sampled = sample(run, latent_image, posterior, quality, members, options)
-        return io.NodeOutput(sampled.latent, sampled.uncertainty, sampled.uncertainty.scores().tolist())
+        return io.NodeOutput(sampled.latent, *read_out(sampled.uncertainty))
 
 
 class SamplerCustomBayesDiff(UncertainSampler):
@@ -182,16 +195,15 @@ class SamplerCustomBayesDiff(UncertainSampler):
                     "latent", display_name="latent", tooltip="The stock SamplerCustomAdvanced's output, bit for bit."
                 ),
                 io.Latent.Output("denoised_latent", display_name="denoised latent", tooltip="The denoised output."),
-                *uncertainty_outputs(),
+                *sampler_outputs(),
             ],
         )
 
     @classmethod
     def execute(
-        cls, noise, guider, sampler, sigmas, latent_image, head, quality, members, options=None
+        cls, noise, guider, sampler, sigmas, latent_image, quality, members, head=None, options=None
     ) -> io.NodeOutput:
         run = custom_run(noise, guider, sampler, sigmas)
-        posterior = bind(head, guider.model_patcher, latent_image, members, noise.seed)
+        posterior = check(head, guider.model_patcher, latent_image, members, noise.seed)
         sampled = sample(run, latent_image, posterior, quality, members, options)
-        scores = sampled.uncertainty.scores().tolist()
-        return io.NodeOutput(sampled.latent, sampled.denoised, sampled.uncertainty, scores)
+        return io.NodeOutput(sampled.latent, sampled.denoised, *read_out(sampled.uncertainty))

@@ -25,7 +25,8 @@ class UncertaintyScore(io.ComfyNode):
                     "score",
                     options=[*SCORES, *SEMANTIC_SCORES],
                     default=DEFAULT,
-                    tooltip="Sum: of variances, as in the paper. Mean std: what the samplers return. Median: the "
+                    tooltip="Sum: of variances, as in the paper. Mean std: what the samplers return. Root mean square: "
+                    "ruled more by what stands out; what redrawing returns. Median: the "
                     "image as a whole. Upper quantile: its worst twentieth. Patch maximum: its worst spot. "
                     "Content-normalised: forgives texture and edges. Feature disagreement and entropy: how much CLIP "
                     "features vary across decoded alternatives; they need vae and clip_vision.",
@@ -73,4 +74,6 @@ class UncertaintyScore(io.ComfyNode):
             inside_cells(mask, *uncertainty.std_map().shape)  # rejects an empty mask before decoding
             found = SEMANTIC_SCORES[score](member_features(vae, clip_vision, uncertainty, mask))
         scores = found.tolist()
-        return io.NodeOutput(scores, score_table(scores, score))
+        # The scale is of whole images.
+        percentiles = uncertainty.percentiles(score) if mask is None and score in SCORES else None
+        return io.NodeOutput(scores, score_table(scores, score, percentiles))

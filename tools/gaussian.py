@@ -132,7 +132,7 @@ class GaussianRun:
         name: str = "",
     ):
         self.sampler, self.sigmas, self.head, self.shape, self.calls = sampler, sigmas, head, shape, 0
-        self.generator = torch.Generator().manual_seed(1)
+        self.generator, self.trend = torch.Generator().manual_seed(1), None
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX
         run = nominal_run(sampler, gaussian_network(NOMINAL), noise, sigmas, name)
         self.trajectory = dataclasses.replace(run, states=tuple(self.looked(state) for state in run.states))

@@ -230,7 +230,8 @@ def to_api(workflow: dict, object_info: dict) -> dict:
             continue
         inputs, values = {}, iter(node["widgets_values"])
         for key, options in widget_inputs(object_info[node["type"]]):
-            inputs[key] = next(values)
+            # The page gives a widget that a saved graph does not know its default.
+            inputs[key] = next(values, options.get("default"))
             if has_control(key, options):
                 next(values)
         if next(values, None) is not None:

@@ -34,7 +34,7 @@ def ours(demo, head, latent: dict, quality="ensemble", members=MEMBERS, options=
         quality=quality,
         members=members,
         options=options,
-    ).args
+    ).args[:3]
 
 
 def options(estimator, sigmas: tuple[float, ...] = (), map_preview: bool = False) -> UncertaintyOptions:

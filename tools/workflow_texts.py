@@ -5,9 +5,11 @@ from __future__ import annotations
 NOTES = {
     "quickstart": (
         "## BayesDiff quick start\n"
-        "1. A small **demo model** draws four emoji. A **Laplace head** measures how unsure its last layer is.\n"
-        "2. **KSampler (BayesDiff)** returns the stock KSampler's latent, bit for bit, plus a map of how unsure the "
-        "model is. The least certain part becomes a **mask**, and stock inpainting redraws it.\n"
+        "1. **KSampler (BayesDiff)** returns the stock KSampler's latent, bit for bit, plus a first map: how much the "
+        "image was yet to change. It needs no fit and no extra call. The least certain part becomes a **mask**, and "
+        "stock inpainting redraws it.\n"
+        "2. **Next**, group 5: a **Laplace head**, fitted once per model, makes maps and scores truer, still at no "
+        "extra call, and adds percentiles.\n"
         "3. **Try** another prompt in *Demo model*, or use your own checkpoint, prompts and VAE instead."
     ),
     "batch_filter": (

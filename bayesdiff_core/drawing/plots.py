@@ -84,11 +84,16 @@ class Axes:
                 end = x + half + self.size / 2
 
 
-def plot_scores(scores: list[float], name: str, width: int, height: int) -> torch.Tensor:
+def plot_scores(
+    scores: list[float], name: str, width: int, height: int, percentiles: torch.Tensor | None = None
+) -> torch.Tensor:
     """Histogram of a batch's scores, ``(1, height, width, 3)``, with each image's number below it at its score.
 
     Images are numbered from 0. The bins are as many as the root of their number, and at least eight. Numbers that would
     overlap are left out once three rows are full.
+
+    Args:
+        percentiles: ``(n,)``, of how many in a hundred of the model's images each is less certain.
     """
     low, high = min(scores), max(scores)
     if low == high:  # one image, or all alike: a bar in the middle
@@ -96,7 +101,10 @@ def plot_scores(scores: list[float], name: str, width: int, height: int) -> torc
     bins, margin, rows = max(8, math.ceil(math.sqrt(len(scores)))), (high - low) / 25, 3
     counts, edges = numpy.histogram(scores, bins=bins, range=(low, high))
     title = f"{len(scores)} image{'s' * (len(scores) > 1)} by uncertainty"
-    across = Axis(low - margin, high + margin, f"score: {name}")
+    words = f"score: {name}"
+    if percentiles is not None:
+        words += f" (above {percentiles.min():.0f} to {percentiles.max():.0f} % of this model's images)"
+    across = Axis(low - margin, high + margin, words)
     axes = Axes((width, height), title, across, Axis(0, 1.05 * counts.max(), whole=True), strip=rows + 1)
     for count, start, end in zip(counts, edges, edges[1:]):
         if count:

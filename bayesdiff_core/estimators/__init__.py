@@ -9,6 +9,11 @@
 ``tangents``      members that ride through the sampler's own steps, linearised
 ``moments``       the paper's recursion, made right
 ``paper``         the paper's recursion, as published
+``evidence``      what a run itself shows of the variance, for nothing
+``trend``         what a head learned of how the variance follows that
+``instant``       the variance by the trend alone, at no network call
+``change``        a first look where there is no head
+``redrawing``     change of a finished image that is drawn again, without a posterior
 ``renoising``     disagreement of predictions, without a posterior
 ``registry``      all of them by name, and the qualities that users choose from
 ================  ============================================================================

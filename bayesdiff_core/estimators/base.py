@@ -10,7 +10,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from .trajectory import State, Trajectory
+from .trend import Trend
 
+# What the root of a variance is, unless an estimator says otherwise.
+STANDARD_DEVIATION = "standard deviation"
 # ``denoised(state, x, member, scale)``: see :meth:`NominalRun.denoised`.
 Denoise = Callable[..., torch.Tensor]
 # The deviation of ``denoised`` at a state for a deviation of x there, asked of the network by the function given first.
@@ -24,12 +27,14 @@ class Estimate:
     Attributes:
         variance: of the image, ``(n, ...)``.
         deviations: ``(k, n, ...)``, of the members from the image; k is 0 where there are none.
-        along: variance of x at the states that were asked for, by their index.
+        along: variance of x at the states that were asked for, by their index; without those where it is unknown.
+        measures: what the root of the variance is, if not what the estimator as a rule measures.
     """
 
     variance: torch.Tensor
     deviations: torch.Tensor
     along: dict[int, torch.Tensor]
+    measures: str = ""
 
 
 class NominalRun(Protocol):
@@ -37,10 +42,12 @@ class NominalRun(Protocol):
 
     Attributes:
         trajectory: the run.
+        trend: what the head learned of its own model; None where it learned nothing.
         generator: source of an estimator's own random numbers. Posterior draws are not among them: these have numbers.
     """
 
     trajectory: Trajectory
+    trend: Trend | None
     generator: torch.Generator
 
     def denoised(self, state: State, x: torch.Tensor, member: int | None = None, scale: float = 1.0) -> torch.Tensor:
@@ -71,12 +78,18 @@ class Estimator(abc.ABC):
     Attributes:
         name: what UNCERTAINTY calls it.
         help: one short sentence for the node's tooltip: what it is, or when to take it.
+        measures: what the root of its variance is.
+        needs_head: whether it reads the posterior of the last layer.
+        on_scale: whether it has the size that the scores of the model's own images have, see :mod:`..reading.scale`.
         independent_guidance: whether the variance of ``denoised`` under guidance takes its two halves as independent,
             as the published code does. One W serves both, so nothing else should.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
+    measures: ClassVar[str] = STANDARD_DEVIATION
+    needs_head: ClassVar[bool] = True
+    on_scale: ClassVar[bool] = False
     independent_guidance: ClassVar[bool] = False
 
     def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
@@ -94,7 +107,11 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        """The estimate, with the variance at the states ``along`` too."""
+        """The estimate, with the variance at the states ``along`` too.
+
+        Raises:
+            Unknown: this run does not show it.
+        """
 
 
 def knob(shown: int, least: int, most: int, help: str, **field: Any) -> Any:

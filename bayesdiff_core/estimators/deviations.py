@@ -21,7 +21,8 @@ import torch
 
 from .base import Estimate, Estimator, NominalRun, knob
 from .ensemble import EnsembleVariance
-from .moderation import covariates, effective_channels, moderate
+from .evidence import is_needed
+from .moderation import Moderation, effective_channels
 from .trajectory import Scales, State, Trajectory
 
 # Noise over signal of the first and the last state that are worth a call. Above, a deviation is forgotten again; below,
@@ -124,14 +125,12 @@ class Deviations(Estimator):
     states: int = knob(5, 1, 1000, "at how many states of the run each draw is followed.", default=5)
     share: float = 1.0
     moderated: bool = True
+    on_scale: ClassVar[bool] = True
     name: ClassVar[str] = "deviations"
     help: ClassVar[str] = "what the qualities use."
 
     def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
-        return self.moderated and any(
-            math.isclose(noise_over_signal, schedule[index], rel_tol=1e-3)
-            for index in choose_states(schedule, self.states)
-        )
+        return self.moderated and is_needed(noise_over_signal, schedule)
 
     def members_within(self, calls: int, states: int) -> int:
         """How many members to follow at so many states after a run of so many calls."""
@@ -146,13 +145,14 @@ class Deviations(Estimator):
         chosen = choose_states(trajectory.levels, self.states)
         end = EnsembleVariance(torch.zeros(trajectory.shape))
         points = {index: EnsembleVariance(torch.zeros(trajectory.shape)) for index in along}
-        trend_of, deviations = covariates(trajectory.states), []
+        moderation = Moderation.of(run) if self.moderated else None
+        deviations: list[torch.Tensor] = []
 
         def variance(found: EnsembleVariance) -> torch.Tensor:
             squares = found.mean_square()
-            if not self.moderated:
+            if moderation is None:
                 return squares
-            return moderate(squares, found.count * effective_channels(torch.stack(deviations)), trend_of)
+            return moderation.shape(squares, found.count * effective_channels(torch.stack(deviations)))
 
         for member in range(self.members_within(len(trajectory.states), len(chosen))):
 
@@ -166,5 +166,8 @@ class Deviations(Estimator):
             run.show(variance(end))
             for index, point in points.items():
                 point.add(passed[index])
-        along_variance = {index: variance(point) for index, point in points.items()}
-        return Estimate(variance(end), torch.stack(deviations), along_variance)
+        found, along_variance = variance(end), {index: variance(point) for index, point in points.items()}
+        if moderation is not None:
+            factor = moderation.size(found, end.count)
+            found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
+        return Estimate(found, torch.stack(deviations), along_variance)

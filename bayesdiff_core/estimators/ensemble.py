@@ -23,6 +23,8 @@ class Ensemble:
 
     members: int
     name: ClassVar[str] = "ensemble"
+    needs_head: ClassVar[bool] = True
+    on_scale: ClassVar[bool] = True
 
 
 class EnsembleVariance:

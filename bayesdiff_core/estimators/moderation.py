@@ -1,56 +1,73 @@
 """Moderated variances: what a few members say of each cell, strengthened by what the nominal run shows for nothing.
 
 The mean square of K deviations of C channels is a variance with K·C degrees of freedom at most, far too few to tell
-cells apart. But the nominal run itself tells much about *where*: the posterior variance gamma² of ``denoised`` at its
-own states, which is exact and takes no network call, and how far ``denoised`` still was from the image there. So the
-logarithm of the variance gets a linear trend in the logarithms of these, fitted to the members, and each cell is drawn
-towards its trend by as much as the members' noise deserves: empirical Bayes for variances (Smyth 2004, *Linear models
-and empirical Bayes methods for assessing differential expression*; with a trend, Sartor et al. 2006).
+cells apart. But the nominal run itself tells much about *where*, for nothing, see :mod:`.evidence`. So the logarithm of
+the variance gets a linear trend in what the run shows: the one that the head learned at its fit, and on top of it the
+image's own, fitted to its members. Each cell is drawn towards the trend by as much as the members' noise deserves:
+empirical Bayes for variances (Smyth 2004, *Linear models and empirical Bayes methods for assessing differential
+expression*; with a trend, Sartor et al. 2006).
 
 The trend is about cells within an image, and each image has its own, so its map does not depend on its batch. How
-uncertain an image is as a whole is left to the members alone.
+uncertain an image is as a whole the members tell, and the head's trend beside them, each by what it is worth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
-from .trajectory import State
+from .base import NominalRun
+from .evidence import Evidence, read_evidence
+from .trajectory import Unknown
+from .trend import Slopes
 
-# How many cells the belief that a covariate tells nothing is worth; keeps a fit to few cells sane.
+# How many cells the belief that a covariate tells nothing is worth, where the head has learned no trend.
 RIDGE = 50.0
+# Standard deviation of how much an image's own slopes differ from those that the head learned, and that of a single
+# member's log level around that of all. Measured on two models: see docs/mathematics.md.
+OWN_SLOPES, MEMBER_LEVEL = 0.03, 0.3
 
 
-def blur_box(maps: torch.Tensor) -> torch.Tensor:
-    """Mean over 3 by 3 cells of maps ``(..., h, w)``; edges repeat."""
-    planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    return F.avg_pool2d(F.pad(planes, (1, 1, 1, 1), mode="replicate"), 3, stride=1).reshape(maps.shape)
+@dataclasses.dataclass(frozen=True)
+class Moderation:
+    """What moderates the members of one run.
 
-
-def covariates(states: Sequence[State]) -> torch.Tensor:
-    """What the nominal run tells about where the image is uncertain: logarithms of variances and squares.
-
-    Of every state that has a variance: gamma² of ``denoised``, and the blurred square of what ``denoised`` was yet to
-    change.
-
-    Returns:
-        ``(p, n, ..., h, w)``, means over channels; p is 0 where no state has a variance.
+    Attributes:
+        evidence: what the run shows.
+        slopes: what the head learned of that; None where it learned nothing.
+        spread: of an image's log level around the head's trend.
+        signal: scale of the clean latent at the end of the run.
     """
-    image = states[-1].denoised.float()
-    tiny = torch.finfo(torch.float32).tiny
-    found = []
-    for state in states:
-        if state.variance is not None:
-            found.append(state.variance.mean(1))
-            if state is not states[-1]:
-                found.append(blur_box((state.denoised.float() - image).square().mean(1)))
-    if not found:
-        return torch.empty(0, *image.mean(1).shape)
-    return torch.stack(found).clamp(min=tiny).log()
+
+    evidence: Evidence
+    slopes: Slopes | None
+    spread: float
+    signal: float
+
+    @classmethod
+    def of(cls, run: NominalRun) -> Moderation | None:
+        """None where the run shows nothing."""
+        try:
+            evidence = read_evidence(run.trajectory)
+        except Unknown:
+            return None
+        slopes = None if run.trend is None else run.trend.slopes(evidence)
+        return cls(evidence, slopes, 0.0 if run.trend is None else run.trend.level_spread, run.trajectory.end.signal)
+
+    def shape(self, squares: torch.Tensor, degrees: float) -> torch.Tensor:
+        """:func:`moderate`."""
+        learned = None if self.slopes is None else self.slopes.within(self.evidence)
+        return moderate(squares, degrees, self.evidence.covariates, learned)
+
+    def size(self, variance: torch.Tensor, members: int) -> torch.Tensor:
+        """What to multiply a variance ``(n, c, ...)`` by, see :func:`level_factor`; broadcasts to it."""
+        if self.slopes is None:
+            return torch.ones(())
+        learned = self.slopes.log_score(self.evidence) + math.log(self.signal)
+        factor = level_factor(variance, members, learned, self.spread, self.evidence.inside)
+        return factor.square().reshape(-1, *[1] * (variance.ndim - 1))
 
 
 def effective_channels(deviations: torch.Tensor) -> float:
@@ -71,7 +88,9 @@ def mean_root(degrees: float) -> float:
     return math.sqrt(2 / degrees) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
 
 
-def moderate(squares: torch.Tensor, degrees: float, trend_of: torch.Tensor) -> torch.Tensor:
+def moderate(
+    squares: torch.Tensor, degrees: float, trend_of: torch.Tensor, learned: torch.Tensor | None = None
+) -> torch.Tensor:
     """Variances from the mean squares of few members and covariates of their logarithm.
 
     Cells are moderated in their mean over channels; how the channels share it is one ratio for the image.
@@ -80,7 +99,8 @@ def moderate(squares: torch.Tensor, degrees: float, trend_of: torch.Tensor) -> t
         squares: ``(n, c, ..., h, w)``, mean square deviation over the members. Cells of zero, which no member
             touched (outside a mask), stay zero.
         degrees: of freedom of the mean squares over channels: members times :func:`effective_channels`.
-        trend_of: ``(p, n, ..., h, w)``, covariates of the logarithm of the variance, see :func:`covariates`.
+        trend_of: ``(p, n, ..., h, w)``, covariates of the logarithm of the variance, see :class:`.evidence.Evidence`.
+        learned: ``(n, ..., h, w)``, the head's trend of that logarithm within each image; None of a head without one.
 
     Returns:
         ``(n, c, ..., h, w)``, float32, with the mean standard deviation over channels of every image as the members
@@ -88,10 +108,14 @@ def moderate(squares: torch.Tensor, degrees: float, trend_of: torch.Tensor) -> t
     """
     if not len(trend_of):
         return squares.float()
-    return torch.stack([moderate_image(*image, degrees) for image in zip(squares, trend_of.transpose(0, 1))])
+    trends = [None] * len(squares) if learned is None else learned
+    images = zip(squares, trend_of.transpose(0, 1), trends)
+    return torch.stack([moderate_image(*image, degrees) for image in images])
 
 
-def moderate_image(squares: torch.Tensor, trend_of: torch.Tensor, degrees: float) -> torch.Tensor:
+def moderate_image(
+    squares: torch.Tensor, trend_of: torch.Tensor, learned: torch.Tensor | None, degrees: float
+) -> torch.Tensor:
     """:func:`moderate` of one image ``(c, ..., h, w)`` with covariates ``(p, ..., h, w)``."""
     cells = squares.double().mean(0)
     inside = cells > 0
@@ -102,9 +126,14 @@ def moderate_image(squares: torch.Tensor, trend_of: torch.Tensor, degrees: float
     x = x - x.mean(0)
     x = x / x.square().mean(0).sqrt().clamp(min=1e-6)
     y = logs - logs.mean()
-    trend = x @ torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    rest = y - trend
     noise = float(torch.polygamma(1, torch.tensor(degrees / 2)))
+    trend, ridge = torch.zeros_like(y), RIDGE
+    if learned is not None:
+        trend = learned[inside].double()
+        trend, ridge = trend - trend.mean(), noise / OWN_SLOPES**2
+    own = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - trend))
+    trend = trend + x @ own
+    rest = y - trend
     # Variance of the true logarithm around the trend: what the noise of the members does not explain.
     spread = max(float(rest.square().mean()) - noise, 0.0)
     moderated = (trend + rest * spread / (spread + noise)).exp()
@@ -114,3 +143,23 @@ def moderate_image(squares: torch.Tensor, trend_of: torch.Tensor, degrees: float
     channels = squares.double().flatten(1).mean(1)
     share = (channels / channels.mean()).reshape(-1, *[1] * (squares.ndim - 1))
     return (found * share).float()
+
+
+def level_factor(
+    variance: torch.Tensor, members: int, learned: torch.Tensor, spread: float, inside: torch.Tensor
+) -> torch.Tensor:
+    """By how much to multiply the standard deviations of each image, ``(n,)``: between members and the head's trend.
+
+    Args:
+        variance: ``(n, c, ..., h, w)``, as the members have it.
+        members: how many they are.
+        learned: ``(n,)``, the logarithm of the mean standard deviation by the trend.
+        spread: standard deviation of it around the truth.
+        inside: ``(n, ..., h, w)`` of bool, what was denoised.
+    """
+    stds = variance.float().mean(1).clamp(min=0).sqrt()
+    weight = inside.to(stds)
+    own = ((stds * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).log()
+    theirs = MEMBER_LEVEL**2 / members
+    share = theirs / (theirs + spread**2)
+    return torch.where(own.isfinite(), share * (learned - own), torch.zeros(())).exp()

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .base import Estimator
+from .change import Change
 from .deviations import Deviations
 from .ensemble import Ensemble
+from .instant import Instant
 from .moments import Moments
 from .paper import Paper
+from .redrawing import Redrawing
 from .tangents import Tangents
 
 
@@ -23,6 +26,7 @@ class Kind(NamedTuple):
 
 # A new estimator gets a line here, and appears in Uncertainty Options.
 ESTIMATORS: dict[str, Kind] = {
+    "no head": Kind(Change),
     "deviations": Kind(Deviations),
     "deviations, not moderated": Kind(Deviations, {"moderated": False}),
     "tangents": Kind(Tangents),
@@ -82,20 +86,29 @@ def make_estimator(name: str, numbers: Mapping[str, int]) -> Estimator:
 # ---------------------------------------------------------------- qualities
 
 ENSEMBLE = "ensemble"
+# What a sampler takes where no head is connected.
+NO_HEAD = Change()
 # Chosen on the frontier of fidelity and cost, see docs/sampling.md.
-QUALITIES: dict[str, Deviations] = {
+MEMBERS: dict[str, Deviations] = {
     "draft": Deviations(states=5, share=0.25),
     "balanced": Deviations(states=7, share=1.0),
     "precise": Deviations(states=8, share=3.0),
 }
-DEFAULT_QUALITY = "balanced"
+DEFAULT_QUALITY = "instant"
+QUALITIES: dict[str, Instant | Deviations] = {DEFAULT_QUALITY: Instant(), **MEMBERS}
 # What ranks in Best of N. Quick is one member at three states: enough to rank by, see docs/filter.md.
-RANKINGS: dict[str, Deviations] = {"quick": Deviations(states=3, share=0.25), **QUALITIES}
-# What judges a finished image: it has as many members as the quality has at 20 steps, at this many states.
+RANKINGS: dict[str, Instant | Deviations] = {"quick": Deviations(states=3, share=0.25), **QUALITIES}
+# What judges a finished image: it has as many members as the quality has at 20 steps, at this many states, or it is
+# drawn again.
 JUDGED_STATES = 5
-JUDGES: dict[str, Deviations] = {
-    name: Deviations(states=JUDGED_STATES, members=quality.members_within(20, quality.states))
-    for name, quality in QUALITIES.items()
+REDRAW = Redrawing()
+DEFAULT_JUDGE = "balanced"
+JUDGES: dict[str, Deviations | Redrawing] = {
+    **{
+        name: Deviations(states=JUDGED_STATES, members=quality.members_within(20, quality.states))
+        for name, quality in MEMBERS.items()
+    },
+    REDRAW.name: REDRAW,
 }
 
 

@@ -21,6 +21,10 @@ import torch
 LEAST_SIGNAL, LEAST_SIGMA = 1e-6, 1e-9
 
 
+class Unknown(Exception):
+    """What was asked cannot be told of this run; the message says why, and what to do, in a sentence for the user."""
+
+
 class Scales(NamedTuple):
     """Scales of noise and signal in x: ``x = noise * eps + signal * clean``."""
 
@@ -75,11 +79,14 @@ class Trajectory:
         states: every evaluation of the network, in order; at least one.
         end: scales at the end of the run.
         sampler: name of the sampling algorithm, "" where it has none.
+        share_denoised: ``(n, ...)`` without channels, how much of each cell a mask let the run denoise, at the state
+            where it let most of it; None for all.
     """
 
     states: tuple[State, ...]
     end: Scales
     sampler: str = ""
+    share_denoised: torch.Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:

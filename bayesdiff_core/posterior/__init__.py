@@ -5,6 +5,7 @@
 ``laplace_head``  the posterior: predictive variance and draws
 ``draws``         random numbers with an identity: number k of a seed
 ``fit``           fitting it with laplace-torch
+``calibration``   what the head learned from its model's own images
 ``storage``       the head as a safetensors file
 ================  ============================================================================
 """

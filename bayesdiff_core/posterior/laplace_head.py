@@ -17,6 +17,7 @@ import dataclasses
 
 import torch
 
+from .calibration import Calibration
 from .draws import normal_draw
 from .features import LayerGeometry
 
@@ -106,12 +107,14 @@ class LaplaceHead:
         precision: the posterior precision A of every output column.
         prior_precision: lambda, one positive number.
         about: text metadata: the model the head belongs to and how it was fitted.
+        calibration: what it learned from the model's own images; None of a head that learned nothing.
     """
 
     geometry: LayerGeometry
     precision: SpectralPrecision | DiagonalPrecision
     prior_precision: float
     about: dict[str, str]
+    calibration: Calibration | None = None
 
     def variance(self, features: torch.Tensor, chunk: int = 512) -> torch.Tensor:
         """Predictive variance ``gamma² = phi^T A^-1 phi`` of the layer's output, the same for every output channel.

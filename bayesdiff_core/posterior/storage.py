@@ -14,12 +14,14 @@ import safetensors.torch
 import torch
 
 from .. import VERSION
+from .calibration import Calibration
 from .features import LayerGeometry
 from .laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 
 FORMAT = "bayesdiff-laplace-head"
-FORMAT_VERSION = "1"
-DIGEST = "sha256"
+# Version 1 knew no calibration.
+FORMAT_VERSION, READABLE = "2", ("1", "2")
+DIGEST, CALIBRATION = "sha256", "calibration"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +56,9 @@ def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32)
     if isinstance(precision, SpectralPrecision):
         tensors["basis"] = precision.basis.to(dtype).cpu().contiguous()
         metadata["rest_precision"] = repr(precision.rest)
+    if head.calibration is not None:
+        tensors |= head.calibration.tensors()
+        metadata[CALIBRATION] = head.calibration.to_json()
     metadata[DIGEST] = digest(tensors, metadata)
     content = safetensors.torch.save(tensors, metadata)
     path = Path(path)
@@ -104,9 +109,9 @@ def load_head(path: Path) -> LaplaceHead:
             f"Expected a Laplace head, but {name} is a safetensors file of something else; choose a file that "
             "Save Laplace Head has written."
         )
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") not in READABLE:
         raise HeadFileError(
-            f"Expected a Laplace head of format version {FORMAT_VERSION}, but {name} has version "
+            f"Expected a Laplace head of format version {' or '.join(READABLE)}, but {name} has version "
             f"{str(metadata.get('format_version'))[:LONGEST]}; update BayesDiff or fit the head again."
         )
     try:
@@ -115,6 +120,7 @@ def load_head(path: Path) -> LaplaceHead:
             precision=read_precision(tensors, metadata),
             prior_precision=float(metadata["prior_precision"]),
             about={str(k): str(v) for k, v in json.loads(metadata["about"]).items()},
+            calibration=Calibration.read(tensors, metadata[CALIBRATION]) if CALIBRATION in metadata else None,
         )
         sound = head.precision.is_sound() and head.precision.width == head.geometry.width
         sound = sound and 0 < head.prior_precision < math.inf

@@ -4,6 +4,7 @@
 ``uncertainty``   what a sampler returns with the latent, and the one place that reads it
 ``grid``          pixels and frames of a latent cell
 ``scores``        one number per image, also from features of decoded members
+``scale``         where a score lies among those of the model's own images
 ``maps``          heat maps at image size, or measured in pixels
 ``masks``         masks of the least certain part, for inpainting
 ``rank``          which images of a batch to keep

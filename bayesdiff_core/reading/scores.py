@@ -92,6 +92,12 @@ def mean_std(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     return variance.clamp(min=0).sqrt()[..., inside].mean()
 
 
+@score("root mean square")
+def root_mean_square(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
+    """Root of the mean variance, ruled more by what stands out."""
+    return variance.clamp(min=0)[..., inside].mean().sqrt()
+
+
 @score("median")
 def median_std(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
     """Median of the map: how unsure the model is of the image as a whole; a few cells do not change it."""
@@ -163,13 +169,19 @@ SEMANTIC_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def score_table(scores: list[float], name: str) -> str:
+def score_table(scores: list[float], name: str, percentiles: Tensor | None = None) -> str:
     """A Markdown table with a row per image: its batch index from 0, score, and rank, 1 for the most certain.
 
     What is not a number has the last rank, as in the filter.
+
+    Args:
+        percentiles: ``(n,)``, of how many in a hundred of the model's images each is less certain.
     """
     order = rank(torch.tensor(scores, dtype=torch.float64)).tolist()
     ranks = {image: place for place, image in enumerate(order, 1)}
     lines = [f"| batch index | {name} | rank |", "|---|---|---|"]
     lines += [f"| {i} | {score:.6g} | {ranks[i]} |" for i, score in enumerate(scores)]
+    if percentiles is not None:
+        more = ["less certain than", "---", *(f"{p:.0f} % of this model's images" for p in percentiles.tolist())]
+        lines = [f"{line} {cell} |" for line, cell in zip(lines, more)]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import torch
 
 from .grid import LatentGrid
 from .maps import resize_map
+from .scale import ScoreScale
 from .scores import DEFAULT, SCORES
 
 
@@ -68,6 +69,10 @@ class Uncertainty:
         deviations: ``(k, n, ...)``, how far some of the members ended from ``latent``; k is 0 where the estimator has
             no members.
         trajectory: mean and variance at the sigmas that were asked for, highest first.
+        measures: what the root of the variance is.
+        score: which score the image is told by, unless another is asked for.
+        scale: scores of the model's own images; None where the head knows none, or none of what this measures.
+        unknown: why there is nothing to read, in a sentence for the user; "" if there is. The variance is NaN then.
     """
 
     variance: torch.Tensor
@@ -79,6 +84,10 @@ class Uncertainty:
     cost: float
     deviations: torch.Tensor
     trajectory: tuple[Moment, ...] = ()
+    measures: str = "standard deviation"
+    score: str = DEFAULT
+    scale: ScoreScale | None = None
+    unknown: str = ""
 
     def __len__(self) -> int:
         """How many images."""
@@ -90,8 +99,10 @@ class Uncertainty:
         """Refuse what maps, masks and scores of a region cannot read.
 
         Raises:
-            ValueError: the latent is not a batch of images, or a variance is no finite number.
+            ValueError: nothing is known, the latent is not a batch of images, or a variance is no finite number.
         """
+        if self.unknown:
+            raise ValueError(self.unknown)
         shape = tuple(self.variance.shape)
         if len(shape) == 5 and shape[2] > 1:
             raise ValueError(
@@ -131,9 +142,23 @@ class Uncertainty:
 
     # ------------------------------------------------------------ numbers
 
-    def scores(self, name: str = DEFAULT, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One score per image, ``(n,)``, one of :data:`~.scores.SCORES`. Higher is less certain."""
-        return SCORES[name](self.variance, self.latent, mask)
+    def scores(self, name: str = "", mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One score per image, ``(n,)``, one of :data:`~.scores.SCORES`, its own by default. Higher is less certain."""
+        return SCORES[name or self.score](self.variance, self.latent, mask)
+
+    def percentiles(self, name: str = "") -> torch.Tensor | None:
+        """How many in a hundred of the model's own images each image is less certain than, ``(n,)``.
+
+        Returns:
+            None where nothing tells.
+        """
+        return None if self.scale is None else self.scale.percentiles(name or self.score, self.scores(name))
+
+    def captions(self) -> list[str]:
+        """The score of each image in words, with its percentile where that is known."""
+        percentiles = self.percentiles()
+        places = [""] * len(self) if percentiles is None else [f", above {p:.0f} %" for p in percentiles.tolist()]
+        return [f"score {score:.4g}{place}" for score, place in zip(self.scores().tolist(), places)]
 
     def std_over_sigma(self) -> tuple[list[float], torch.Tensor]:
         """Sigmas above zero, highest first, and the mean standard deviation of each image there.
@@ -185,4 +210,5 @@ class Uncertainty:
             latent=torch.cat([part.latent for part in parts]),
             deviations=torch.cat([part.deviations for part in parts], dim=1),
             trajectory=moments,
+            unknown=next((part.unknown for part in parts if part.unknown), ""),
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
-from bayesdiff.bayesdiff_core.estimators.registry import RANKINGS
+from bayesdiff.bayesdiff_core.estimators.redrawing import Redrawing
+from bayesdiff.bayesdiff_core.estimators.registry import JUDGES, NO_HEAD, RANKINGS
 from bayesdiff.bayesdiff_core.reading.masks import most_uncertain_area
 from bayesdiff.bayesdiff_core.reading.rank import rank
 from bayesdiff.bayesdiff_core.reading.scores import DEFAULT
 from bayesdiff.host.uses.best_of_n import Plan
 from bayesdiff.host.uses.best_of_n import best_of_n as of_n
+from bayesdiff.host.uses.finished import uncertainty_of_finished
+from bayesdiff.host.uses.redraw import redraw
 from figures_of_merit import ranks_within
 
 from .bench import DEFAULT_ESTIMATOR, STEPS, Bench, standard_error
@@ -26,7 +29,7 @@ def repair(bench: Bench) -> list[dict]:
     """
     prompts, count = range(len(bench.names)), bench.count // 4
     index = torch.tensor([prompt * bench.count + i for prompt in prompts for i in range(count)])
-    uncertain = bench.found["balanced"].select(index)
+    uncertain = bench.found[DEFAULT_ESTIMATOR].select(index)
     mask = most_uncertain_area(uncertain.std_map(), AREA)
     generator = torch.Generator().manual_seed(5)
     height = mask.shape[1]
@@ -53,9 +56,9 @@ def repair(bench: Bench) -> list[dict]:
     bench.repaired = pictures, mask
     asked = bench.kinds[bench.groups[index]]
     judged = {name: bench.judge.judge(picture, asked).qualities for name, picture in pictures.items()}
+    rows = kept_by_judges(bench, latents, judged, index)
     scores = bench.found[DEFAULT_ESTIMATOR].scores()
     unsure = ranks_within(scores, bench.groups)[index] > 0.5
-    rows = []
     for measure in judged["before"]:
         gain = {name: judged[name][measure] - judged["before"][measure] for name in judged}
         for among, chosen in (("all", torch.ones_like(unsure)), ("less certain half", unsure)):
@@ -63,7 +66,37 @@ def repair(bench: Bench) -> list[dict]:
                 mine, its = gain["repair"][chosen], gain[control][chosen]
                 rows.append(
                     bench.row("repair", DEFAULT, float(mine.mean()), float(its.mean()), standard_error(mine - its))
-                    | dict(estimator="balanced", measure=measure, among=among, against=control, default=True)
+                    | dict(estimator=DEFAULT_ESTIMATOR, measure=measure, among=among, against=control, default=True)
+                    | dict(pictures=len(mine))
+                )
+    return rows
+
+
+def kept_by_judges(bench: Bench, latents: dict, judged: dict, index: torch.Tensor) -> list[dict]:
+    """As Repair does it: a repair stays only if its score is lower. Against keeping all of them, and none."""
+    groups, rows = bench.groups[index], []
+    for name, judge in JUDGES.items():
+
+        def scores(samples: torch.Tensor, judge=judge) -> torch.Tensor:
+            found = []
+            for prompt in range(len(bench.names)):
+                mine, guidance = samples[groups == prompt], bench.guidance(prompt)
+                if isinstance(judge, Redrawing):
+                    found.append(redraw(bench.model, mine, guidance, judge, seed=1).scores())
+                else:
+                    found.append(uncertainty_of_finished(mine, bench.posterior, judge, guidance).scores())
+            return torch.cat(found)
+
+        kept = scores(latents["repair"]) < scores(latents["before"])
+        for measure in judged["before"]:
+            gain = judged["repair"][measure] - judged["before"][measure]
+            for against, control in (("keeping all", gain), ("keeping none", torch.zeros_like(gain))):
+                mine = gain * kept
+                rows.append(
+                    bench.row(
+                        "repair", DEFAULT, float(mine.mean()), float(control.mean()), standard_error(mine - control)
+                    )
+                    | dict(estimator=name, measure=measure, among=f"judged by {name}", against=against, default=False)
                     | dict(pictures=len(mine))
                 )
     return rows
@@ -74,36 +107,35 @@ def best_of_n(bench: Bench) -> list[dict]:
 
     Controls: a choice by the final default score, and a random choice, which gains nothing.
     """
-    keep, kept, final, saved = max(1, bench.count // 4), [], [], {}
-    scores = bench.found[DEFAULT_ESTIMATOR].scores()
-    for prompt in range(len(bench.names)):
-
-        def sample(model, latent, numbers, last_step, prompt=prompt):
-            seed = bench.seed * 1000 + prompt
-            return bench.run(prompt, seed, last_step=last_step, force_full_denoise=True)(model, latent)
-
-        plan = Plan(keep, STEPS // 2)
-        found = of_n(sample, bench.empty(bench.count), bench.posterior, RANKINGS["quick"], plan)
-        first = prompt * bench.count
-        kept.append([first + i for i in found.kept])
-        # The same images that were judged already.
-        assert torch.allclose(found.latent["samples"], bench.latents[kept[-1]], atol=1e-3)
-        scoring = {f"scoring all at {name}": bench.found[name].cost for name in ("draft", "balanced")}
-        costs = {"sampling all, no score": 1.0} | scoring
-        before = saved
-        saved = {name: 1 - (found.ranking + found.finishing) / (found.whole * cost) for name, cost in costs.items()}
-        assert before in ({}, saved)  # one figure for the model: the same for every prompt
-        final.append((first + rank(scores[first : first + bench.count])[:keep]).tolist())
+    keep, scores = max(1, bench.count // 4), bench.found[DEFAULT_ESTIMATOR].scores()
+    prompts = range(len(bench.names))
+    final = [(p * bench.count + rank(scores[p * bench.count :][: bench.count])[:keep]).tolist() for p in prompts]
     rows = []
-    for measure, quality in bench.verdict.qualities.items():
-        quality = quality.double()
-        mean = quality.reshape(len(bench.names), -1).mean(1)
-        early, late = (quality[torch.tensor(chosen)].mean(1) - mean for chosen in (kept, final))
-        for against, control in (("final score", late), ("random choice", torch.zeros_like(early))):
-            error = standard_error(early - control)
-            rows.append(
-                bench.row("best_of_n", DEFAULT, float(early.mean()), float(control.mean()), error)
-                | dict(estimator="quick", measure=measure, among="all", against=against, default=True)
-                | dict(saved=saved)
-            )
+    for name, ranking in {**{key: RANKINGS[key] for key in ("quick", "instant")}, NO_HEAD.name: NO_HEAD}.items():
+        kept, saved = [], {}
+        for prompt in prompts:
+
+            def sample(model, latent, numbers, last_step, prompt=prompt):
+                seed = bench.seed * 1000 + prompt
+                return bench.run(prompt, seed, last_step=last_step, force_full_denoise=True)(model, latent)
+
+            found = of_n(sample, bench.empty(bench.count), bench.posterior, ranking, Plan(keep, STEPS // 2))
+            kept.append([prompt * bench.count + i for i in found.kept])
+            # The same images that were judged already.
+            assert torch.allclose(found.latent["samples"], bench.latents[kept[-1]], atol=1e-3)
+            scoring = {f"scoring all at {key}": bench.found[key].cost for key in ("instant", "draft", "balanced")}
+            calls = found.ranking + found.finishing
+            # One figure for the model: the same for every prompt.
+            saved = {key: 1 - calls / (found.whole * cost) for key, cost in scoring.items()}
+        for measure, quality in bench.verdict.qualities.items():
+            quality = quality.double()
+            mean = quality.reshape(len(bench.names), -1).mean(1)
+            early, late = (quality[torch.tensor(chosen)].mean(1) - mean for chosen in (kept, final))
+            for against, control in (("final score", late), ("random choice", torch.zeros_like(early))):
+                error = standard_error(early - control)
+                rows.append(
+                    bench.row("best_of_n", DEFAULT, float(early.mean()), float(control.mean()), error)
+                    | dict(estimator=name, measure=measure, among=f"ranked by {name}", against=against)
+                    | dict(default=name == "quick", saved=saved)
+                )
     return rows

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from bayesdiff.bayesdiff_core.estimators.ensemble import Ensemble
 from bayesdiff.bayesdiff_core.estimators.paper import Paper
-from bayesdiff.bayesdiff_core.estimators.registry import QUALITIES
+from bayesdiff.bayesdiff_core.estimators.redrawing import Redrawing
+from bayesdiff.bayesdiff_core.estimators.registry import DEFAULT_QUALITY, NO_HEAD, QUALITIES, REDRAW
 from bayesdiff.bayesdiff_core.estimators.renoising import Renoising
 from bayesdiff.bayesdiff_core.reading.scores import DEFAULT, SCORES, SEMANTIC_SCORES
 from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
@@ -18,21 +19,27 @@ from bayesdiff.host.posterior import Posterior
 from bayesdiff.host.run.sample import sample_with_uncertainty
 from bayesdiff.host.run.stock import Run
 from bayesdiff.host.settings import Guidance, RunSettings
+from bayesdiff.host.uses.redraw import redraw
 from bayesdiff.host.uses.renoise import renoise
 from fashion_model import kinds, load_fashion_model
+from figures_of_merit import ranks_within
 from judges import EmojiJudge, GarmentJudge, MobileNet
 from measure import gradient_energy
 
 STEPS, DRAWS_SEED = 20, 1
 # "truth", the uncertainty of many whole runs, shows the best that an estimate could do.
 ESTIMATORS = {
-    "draft": QUALITIES["draft"],
-    "balanced": QUALITIES["balanced"],
+    NO_HEAD.name: NO_HEAD,
+    **{name: QUALITIES[name] for name in ("instant", "draft", "balanced")},
     "truth": Ensemble(8),
     "published": Paper(every=5, draws=10),
 }
 # The default score uses this one.
-DEFAULT_ESTIMATOR = "draft"
+DEFAULT_ESTIMATOR = DEFAULT_QUALITY
+# Other noise over signal to redraw from, and how many steps back.
+REDRAWN = [Redrawing(level) for level in (0.7, 1.0, 1.5, 3.0, 4.0, 6.0)] + [Redrawing(steps=4)]
+# Scores whose ranks are added.
+MIXTURES = [("instant", "redraw"), (NO_HEAD.name, "redraw"), ("balanced", "redraw")]
 # One member is too few for a spread of features.
 SEMANTIC_ESTIMATOR = "balanced"
 
@@ -135,7 +142,10 @@ class Bench:
         for prompt in range(len(self.names)):
             run = self.run(prompt, self.seed * 1000 + prompt)
             of_prompt = {name: self.uncertain(run, self.empty(self.count), name) for name in ESTIMATORS}
-            of_prompt["re-noising"] = self.renoised(of_prompt[DEFAULT_ESTIMATOR].latent, prompt)
+            latent = of_prompt[DEFAULT_ESTIMATOR].latent
+            of_prompt["re-noising"] = self.renoised(latent, prompt)
+            for redrawing in (REDRAW, *REDRAWN):
+                of_prompt[redraw_name(redrawing)] = self.redrawn(latent, prompt, redrawing)
             for name, uncertainty in of_prompt.items():
                 parts.setdefault(name, []).append(uncertainty)
         self.found = {name: Uncertainty.join(of_prompts) for name, of_prompts in parts.items()}
@@ -151,14 +161,25 @@ class Bench:
         """Uncertainty without a head, with the node's default settings."""
         return renoise(self.model, latent, self.guidance(prompt), Renoising(), seed=0)
 
+    def redrawn(self, latent: torch.Tensor, prompt: int, redrawing: Redrawing = REDRAW) -> Uncertainty:
+        """Uncertainty of redrawing, by default with the node's settings."""
+        return redraw(self.model, latent, self.guidance(prompt), redrawing, seed=0)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents)[..., :3].float().cpu()
 
     def scores(self) -> dict[tuple[str, str], torch.Tensor]:
         """One value per image, by estimator and score; higher is less certain."""
         table = {}
-        for estimator in ("draft", "balanced", "truth"):
+        for estimator in (NO_HEAD.name, "instant", "draft", "balanced", "truth", "redraw"):
             table |= {(estimator, score): self.found[estimator].scores(score) for score in SCORES}
+        for name in map(redraw_name, REDRAWN):
+            table[name, self.found[name].score] = self.found[name].scores()
+        # What the posterior says and what it does not: where a rank of both is high.
+        for first, second in MIXTURES:
+            together = torch.zeros_like(self.groups)
+            ranks = [ranks_within(self.found[each].scores(), together) for each in (first, second)]
+            table[f"{first} + {second}", DEFAULT] = ranks[0] + ranks[1]
         table |= {(SEMANTIC_ESTIMATOR, name): score(self.features) for name, score in SEMANTIC_SCORES.items()}
         # The sum as published: of the variances as they are, negative ones included.
         table["published", "sum"] = self.found["published"].scores("sum")
@@ -172,6 +193,13 @@ class Bench:
         return row | more | {"value": value, "control": control, "standard_error": error}
 
 
+def redraw_name(redrawing: Redrawing) -> str:
+    """Of the estimator in tables; the default has no numbers."""
+    if redrawing == REDRAW:
+        return REDRAW.name
+    return f"{REDRAW.name} from {redrawing.level:g}, {redrawing.steps} steps"
+
+
 def is_default(estimator: str, score: str) -> bool:
     return estimator == DEFAULT_ESTIMATOR and score == DEFAULT
 
@@ -183,4 +211,7 @@ def standard_error(values: torch.Tensor) -> float:
 def costs(bench: Bench) -> dict[str, float]:
     """Network calls with each estimator, relative to plain sampling."""
     found = {name: uncertainty.cost for name, uncertainty in bench.found.items()}
-    return found | {"re-noising": 1 + found["re-noising"] / STEPS, "control": 1.0}
+    redrawn = map(redraw_name, (REDRAW, *REDRAWN))
+    found |= {name: 1 + found[name] / STEPS for name in ("re-noising", *redrawn)}
+    mixed = {f"{first} + {second}": found[first] + found[second] - 1 for first, second in MIXTURES}
+    return found | mixed | {"control": 1.0}

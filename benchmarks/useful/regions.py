@@ -10,20 +10,25 @@ from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty, std_of
 from figures_of_merit import auroc
 from measure import gradient_energy
 
-from .bench import Bench, standard_error
+from .bench import DEFAULT_ESTIMATOR, ESTIMATORS, Bench, standard_error
 
 # The latent is disturbed after this many of the 20 steps.
 PLANT_STEP = 10
+SEEN_BY = [name for name in ESTIMATORS if name != "published"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plant:
-    """Images of a prompt with a fault in a known place ``(n, h, w)``, and what two estimators say of them."""
+    """Images of a prompt with a fault in a known place ``(n, h, w)``, and what estimators say of them, by name."""
 
     prompt: int
     where: torch.Tensor
-    found: Uncertainty
-    truth: Uncertainty
+    by: dict[str, Uncertainty]
+
+    @property
+    def found(self) -> Uncertainty:
+        """What the default says."""
+        return self.by[DEFAULT_ESTIMATOR]
 
 
 def squares(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
@@ -54,7 +59,7 @@ def plant(bench: Bench, kind: str, prompt: int, count: int) -> Plant:
         inside = nodes.ConditioningSetMask().append(other, mask, "default", 1.0)[0]
         outside = nodes.ConditioningSetMask().append(bench.conditions[prompt], 1 - mask, "default", 1.0)[0]
         run, latent = bench.run(prompt, seed, positive=[*outside, *inside]), bench.empty(count)
-        return Plant(prompt, where, bench.uncertain(run, latent), bench.uncertain(run, latent, "truth"))
+        return Plant(prompt, where, {name: bench.uncertain(run, latent, name) for name in SEEN_BY})
     half_way = bench.run(prompt, seed, last_step=PLANT_STEP)(bench.model, bench.empty(count))
     x = half_way["samples"]
     if kind == "patch":
@@ -63,14 +68,14 @@ def plant(bench: Bench, kind: str, prompt: int, count: int) -> Plant:
         other = x.mean() + x.std() * torch.randn(x.shape, generator=generator)
     disturbed = half_way | {"samples": torch.where(where[:, None] > 0, other, x)}
     run = bench.run(prompt, seed, disable_noise=True, start_step=PLANT_STEP)
-    return Plant(prompt, where, bench.uncertain(run, disturbed), bench.uncertain(run, disturbed, "truth"))
+    return Plant(prompt, where, {name: bench.uncertain(run, disturbed, name) for name in SEEN_BY})
 
 
 def bad_regions(bench: Bench, prompts: int = 4, count: int = 6) -> list[dict]:
     """AUROC, cell by cell, of maps against the place of a planted fault; mean over images.
 
-    Of the map itself, of the members before moderation, of the truth, and of re-noising. The control is the gradient
-    energy of the latent, which has rows of its own with chance as their control.
+    Of every estimator, of the members of balanced before moderation, of redrawing and re-noising. The control is the
+    gradient energy of the latent, which has rows of its own with chance as their control.
     """
     rows = []
     for kind in ("patch", "noise", "prompt"):
@@ -78,10 +83,11 @@ def bad_regions(bench: Bench, prompts: int = 4, count: int = 6) -> list[dict]:
             plant(bench, kind, prompt, count) for prompt in range(0, len(bench.names), -(-len(bench.names) // prompts))
         ]
         bench.plants[kind] = plants[0]
-        maps = {
-            "map": torch.cat([each.found.std_map() for each in plants]),
-            "members alone": torch.cat([std_of(each.found.deviations.square().mean(0)) for each in plants]),
-            "truth": torch.cat([each.truth.std_map() for each in plants]),
+        maps = {name: torch.cat([each.by[name].std_map() for each in plants]) for name in SEEN_BY}
+        alone = [std_of(each.by["balanced"].deviations.square().mean(0)) for each in plants]
+        maps |= {
+            "members alone": torch.cat(alone),
+            "redraw": torch.cat([bench.redrawn(each.found.latent, each.prompt).std_map() for each in plants]),
             "re-noising": torch.cat([bench.renoised(each.found.latent, each.prompt).std_map() for each in plants]),
             "gradient energy": torch.cat([gradient_energy(each.found.latent) for each in plants]),
         }
@@ -93,7 +99,7 @@ def bad_regions(bench: Bench, prompts: int = 4, count: int = 6) -> list[dict]:
         for name, value in values.items():
             control = 0.5 if name == "gradient energy" else float(values["gradient energy"].mean())
             rows.append(
-                bench.row("bad_regions", name, float(value.mean()), control, standard_error(value))
-                | dict(estimator="balanced", measure=kind, default=name == "map", pictures=len(value))
+                bench.row("bad_regions", "map", float(value.mean()), control, standard_error(value))
+                | dict(estimator=name, measure=kind, default=name == DEFAULT_ESTIMATOR, pictures=len(value))
             )
     return rows

@@ -77,7 +77,7 @@ def show_bad_samples(rows: list[dict]) -> list[str]:
 
 def show_bad_regions(rows: list[dict]) -> list[str]:
     lines = [
-        [*(row[key] for key in ("model", "measure", "score")), value_with_error(row), str(row["pictures"])]
+        [*(row[key] for key in ("model", "measure", "estimator")), value_with_error(row), str(row["pictures"])]
         for row in rows
     ]
     return [
@@ -102,8 +102,8 @@ def show_paired(rows: list[dict]) -> list[str]:
 
 
 def show_best_of_n(rows: list[dict]) -> list[str]:
-    saved = {row["model"]: row["saved"] for row in rows}
-    lines = [[model, *(f"{share:.0%}" for share in shares.values())] for model, shares in saved.items()]
+    saved = {f"{row['model']}, {row['among']}": row["saved"] for row in rows}
+    lines = [[name, *(f"{share:.0%}" for share in shares.values())] for name, shares in saved.items()]
     columns = ["calls saved, compared with", *next(iter(saved.values()))]
     return [*markdown(columns, lines), "", *show_paired(rows)]
 

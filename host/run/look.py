@@ -14,6 +14,8 @@ from ..posterior import Posterior
 
 WRAPPER_KEY = "bayesdiff_look"
 COND, UNCOND = 0, 1
+# Calls that show where the outputs of the last layer end up: with three, even half precision has no two alike.
+ARRIVALS = 3
 
 
 class Look:
@@ -25,7 +27,10 @@ class Look:
 
     def __init__(self, posterior: Posterior, independent: bool = False):
         self.layer, self.head, self.independent = posterior.layer, posterior.head, independent
+        self.network = posterior.model.model.diffusion_model
         self.looking = False
+        # Of the first calls: the outputs of the last layer and what the network returned, of one image.
+        self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
         # What one prediction read: the number of the prompt in the host's list, and the features.
         self.parts: list[tuple[int, torch.Tensor]] = []
 
@@ -37,12 +42,25 @@ class Look:
         if not self.looking:
             return executor(*args, **kwargs)
         seen: list[torch.Tensor] = []
+        left: list[torch.Tensor] = []
+        arrived: list[torch.Tensor] = []
+
+        def see(module, inputs, output):
+            seen.append(inputs[0])
+            left.append(output)
+
         # A compiled network keeps no hook that comes after its compilation: then nothing is seen, and nothing changed.
-        handle = self.layer.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        handles = [
+            self.layer.module.register_forward_hook(see),
+            self.network.register_forward_hook(lambda module, inputs, output: arrived.append(output)),
+        ]
         try:
             out = executor(*args, **kwargs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+        if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS and torch.is_tensor(arrived[0]):
+            self.arrivals.append((left[0][0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
         options = kwargs.get("transformer_options") or args[5]
         order = options["cond_or_uncond"]
         for features in seen:

@@ -9,10 +9,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...bayesdiff_core.estimators.base import Estimator
-from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
+from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
+from ...bayesdiff_core.estimators.trajectory import SaveAt, Unknown, nearest_sigma
 from ...bayesdiff_core.reading.uncertainty import Moment
-from ..posterior import Posterior
+from ..posterior import NoPosterior, Posterior
 from .context import RunContext, SamplerInputs
 from .look import Look
 from .progress import Progress
@@ -21,6 +21,10 @@ from .recorder import Recorder
 from .replay import Replay
 from .stock import WRAPPER_KEY
 
+NEVER_ASKED = (
+    "Expected a sampler and a guider that ask the model for predictions, got some that never asked it; choose the "
+    "quality 'ensemble' for them."
+)
 # Members whose deviations are kept, to decode or to compare; more would only take memory.
 KEPT_MEMBERS = 16
 
@@ -34,6 +38,8 @@ class Found(NamedTuple):
         members: how many there were.
         cost: network calls of the whole, relative to those of the run.
         trajectory: mean and variance on the way.
+        measures: what the root of the variance is.
+        unknown: why nothing is known, "" if something is.
     """
 
     variance: torch.Tensor
@@ -41,11 +47,19 @@ class Found(NamedTuple):
     members: int
     cost: float
     trajectory: tuple[Moment, ...] = ()
+    measures: str = STANDARD_DEVIATION
+    unknown: str = ""
 
 
 def nothing(latent: torch.Tensor) -> Found:
     """No uncertainty, of a run that took no step."""
     return Found(torch.zeros(latent.shape), torch.empty(0, *latent.shape), 0, 1.0)
+
+
+def unknown(latent: torch.Tensor, why: str) -> Found:
+    """What cannot be told of a run, and why."""
+    logging.warning(f"BayesDiff: the uncertainty of this run is unknown. {why}")
+    return nothing(latent)._replace(variance=torch.full(latent.shape, torch.nan), unknown=why)
 
 
 class Observer:
@@ -58,9 +72,9 @@ class Observer:
         found: what the estimator found, of the last run if a guider samples twice; None before.
     """
 
-    def __init__(self, posterior: Posterior, estimator: Estimator, save_at: SaveAt, progress: Progress):
+    def __init__(self, posterior: Posterior | NoPosterior, estimator: Estimator, save_at: SaveAt, progress: Progress):
         self.posterior, self.estimator, self.save_at, self.progress = posterior, estimator, save_at, progress
-        self.look = Look(posterior, estimator.independent_guidance)
+        self.look = Look(posterior, estimator.independent_guidance) if isinstance(posterior, Posterior) else None
         self.recorder: Recorder | None = None
         self.found: Found | None = None
 
@@ -72,7 +86,8 @@ class Observer:
         """
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, self.predict_noise)
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, self.sampler_sample)
-        self.look.add_to(model)
+        if self.look is not None:
+            self.look.add_to(model)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         """PREDICT_NOISE wrapper."""
@@ -85,26 +100,26 @@ class Observer:
         given = SamplerInputs(*inputs, **named)
         context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)
         self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
+        if self.look is not None:
+            self.look.arrivals.clear()
         self.recorder = recorder = Recorder(context, self.look, self.estimator)
         try:
             samples = executor(guider, sigmas, extra_args, *given)
         finally:
             self.recorder = None
         if not recorder.seen:
-            if len(sigmas) > 1:
-                logging.warning(
-                    "BayesDiff: this sampler or guider never asked the model for a prediction, so its uncertainty is "
-                    "unknown and given as zero; choose the quality 'ensemble' for it."
-                )
-            self.found = nothing(samples)
+            self.found = nothing(samples) if len(sigmas) < 2 else unknown(samples, NEVER_ASKED)
             return samples
         # The global generator stays where the stock sampler leaves it.
         with estimating(), torch.random.fork_rng(generator_devices(samples.device)):
-            self.found = self.estimate(context, recorder)
+            try:
+                self.found = self.estimate(context, recorder)
+            except Unknown as why:
+                self.found = unknown(samples, str(why))
         return samples
 
     def estimate(self, context: RunContext, recorder: Recorder) -> Found:
-        recording = recorder.recording(self.posterior.layer)
+        recording = recorder.recording()
         states = recording.trajectory.states
         self.progress.extra = self.estimator.calls(recording.trajectory.levels)
         replay = Replay(context, recording, self.posterior, self.progress)
@@ -120,6 +135,7 @@ class Observer:
                 found.along[index] * context.slope_at(states[index].sigma, states[index].x).square(),
             )
             for index in along
+            if index in found.along
         ]
         return Found(
             variance=found.variance * slope.square(),
@@ -127,4 +143,5 @@ class Observer:
             members=len(found.deviations),
             cost=1.0 + replay.calls / len(states),
             trajectory=tuple(moments),
+            measures=found.measures or self.estimator.measures,
         )

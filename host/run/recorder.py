@@ -11,8 +11,7 @@ import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction
-from ..last_layer import LastLayer
-from ..layout import read_positions
+from ..layout import match_positions, read_positions
 from .context import POST_CFG, RunContext
 from .look import Look
 from .quirks import restart_hooks, step_cache
@@ -52,10 +51,10 @@ class Recorder:
 
     Args:
         context: the run.
-        look: reads gamma² where the estimator wants it.
+        look: reads gamma² where the estimator wants it; None without a head.
     """
 
-    def __init__(self, context: RunContext, look: Look, estimator: Estimator):
+    def __init__(self, context: RunContext, look: Look | None, estimator: Estimator):
         self.context, self.look, self.estimator = context, look, estimator
         self.schedule = context.schedule
         self.seen: list[Prediction] = []
@@ -72,7 +71,7 @@ class Recorder:
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], see_uncond(uncond)]}
         cache = step_cache(model_options)
         skipped = cache.total_steps_skipped if cache is not None else 0
-        if self.estimator.wants_variance(scales.noise_over_signal, self.schedule):
+        if self.look is not None and self.estimator.wants_variance(scales.noise_over_signal, self.schedule):
             with self.look.once():
                 denoised = executor(x, timestep, model_options, seed)
             gamma_squared = self.look.gamma_squared(getattr(self.context.guider, "cfg", None))
@@ -84,18 +83,25 @@ class Recorder:
         self.seen.append(Prediction(sigma, scales, x_seen, denoised_seen, gamma_squared, uncond[0] if uncond else None))
         return denoised
 
-    def recording(self, layer: LastLayer) -> Recording:
-        """The run, now that it is over.
-
-        Where the last layer is linear and a variance was wanted, this takes one network call, see
-        :func:`~..layout.read_positions`.
-        """
+    def recording(self) -> Recording:
+        """The run, now that it is over."""
         end = self.context.end
         states = [
             State(now.sigma, now.scales, now.x, now.denoised, share_kept, variance)
-            for now, share_kept, variance in zip(self.seen, self.contractions(end), self.variances(layer))
+            for now, share_kept, variance in zip(self.seen, self.contractions(end), self.variances())
         ]
-        return Recording(Trajectory(tuple(states), end, self.context.sampler), [now.uncond for now in self.seen])
+        trajectory = Trajectory(tuple(states), end, self.context.sampler, self.share_denoised())
+        return Recording(trajectory, [now.uncond for now in self.seen])
+
+    def share_denoised(self) -> torch.Tensor | None:
+        """How much of each cell the mask lets the run denoise, ``(n, ...)``; None without a mask."""
+        if self.context.mask is None:
+            return None
+        shape, share = self.seen[0].x.shape, torch.zeros(())
+        for sigma in {seen.sigma for seen in self.seen}:
+            mask = self.context.mask_at(torch.full((shape[0],), sigma, device=self.context.device))
+            share = torch.maximum(share, torch.ones(()) if mask is None else mask.float().cpu())
+        return share.expand(shape).amax(1)
 
     def contractions(self, end: Scales) -> list[float]:
         """The coefficient a of the step that follows each state."""
@@ -107,13 +113,13 @@ class Recorder:
         last = self.seen[-1].scales.noise
         return [*found, end.noise / last if last > 0 else 1.0]
 
-    def variances(self, layer: LastLayer) -> list[torch.Tensor | None]:
+    def variances(self) -> list[torch.Tensor | None]:
         """gamma² of every state, brought from output positions to latent elements and to units of ``denoised``."""
         looked = [seen for seen in self.seen if seen.gamma_squared is not None]
-        if not looked:
+        if self.look is None or not looked:
             return [None] * len(self.seen)
         shape = looked[0].gamma_squared.shape  # pyright: ignore[reportOptionalMemberAccess], looked at
-        positions = self.positions(layer, looked[0], shape)
+        positions = self.positions(self.look, looked[0], shape)
 
         def placed(seen: Prediction) -> torch.Tensor | None:
             # Another shape: prompts for areas, at some sigmas only.
@@ -124,12 +130,22 @@ class Recorder:
 
         return [placed(seen) for seen in self.seen]
 
-    def positions(self, layer: LastLayer, first: Prediction, shape: torch.Size) -> torch.Tensor | None:
-        """The output position that each latent element comes from; None where that cannot be read."""
+    def positions(self, look: Look, first: Prediction, shape: torch.Size) -> torch.Tensor | None:
+        """The output position that each latent element comes from; None where that cannot be read.
+
+        The run itself shows it as a rule. Where it does not, an estimator that calls the network anyway calls it once
+        more for this.
+        """
+        layer = look.layer
         x, geometry, count = first.x, layer.geometry, shape[1:].numel()
         is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
         if is_last and shape[1:] == x.shape[2:]:
             return torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
+        found = match_positions(geometry, look.arrivals)
+        if found is not None and found.shape == x.shape[1:]:
+            return found
+        if not self.estimator.calls([seen.scales.noise_over_signal for seen in self.seen]):
+            return None
         guider, model_options = self.context.guider, self.context.options["model_options"]
         prompt = next(conds for conds in guider.conds.values() if conds)
 

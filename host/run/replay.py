@@ -8,7 +8,7 @@ import torch
 
 from ...bayesdiff_core.estimators.base import Change, NominalRun
 from ...bayesdiff_core.estimators.trajectory import State
-from ..posterior import Posterior
+from ..posterior import NoPosterior, Posterior
 from .context import RunContext
 from .progress import Progress
 from .quirks import restart_hooks, without_cache
@@ -28,19 +28,29 @@ class Replay(NominalRun):
         calls: network calls so far.
     """
 
-    def __init__(self, context: RunContext, recording: Recording, posterior: Posterior, progress: Progress):
+    def __init__(
+        self, context: RunContext, recording: Recording, posterior: Posterior | NoPosterior, progress: Progress
+    ):
         self.context, self.recording, self.posterior, self.progress = context, recording, posterior, progress
         self.trajectory = recording.trajectory
+        calibration = posterior.calibration
+        self.trend = None if calibration is None else calibration.trend
         self.generator = torch.Generator().manual_seed(posterior.seed ^ PROBES)
         self.options = without_cache(context.options)
         self.calls = 0
         self.last_sigma = -math.inf
         self.last_draw: tuple[int, torch.Tensor] | None = None
 
+    @property
+    def fitted(self) -> Posterior:
+        """The posterior, for an estimator that needs one."""
+        assert isinstance(self.posterior, Posterior), "an estimator without a head has no members"
+        return self.posterior
+
     def draw(self, member: int) -> torch.Tensor:
         """A posterior draw; the last one is kept, since members are asked at one state after another."""
         if self.last_draw is None or self.last_draw[0] != member:
-            self.last_draw = member, self.posterior.draw(member)
+            self.last_draw = member, self.fitted.draw(member)
         return self.last_draw[1]
 
     def denoised(
@@ -68,7 +78,7 @@ class Replay(NominalRun):
         if member is None:
             denoised = context.guider(at, sigma, **options)
         else:
-            with self.posterior.layer.perturbed(scale * self.draw(member)):
+            with self.fitted.layer.perturbed(scale * self.draw(member)):
                 denoised = context.guider(at, sigma, **options)
         self.calls += 1
         self.progress.call(self.calls, len(self.trajectory.states))

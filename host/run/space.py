@@ -39,3 +39,15 @@ def x_to_latent(model: BaseModel, sigma: float, x: torch.Tensor) -> torch.Tensor
     """The noisy latent as a stock sampler that stops at this sigma would return it, from the sampler's x."""
     unscaled = model.model_sampling.inverse_noise_scaling(torch.full((1,), sigma), x)
     return model.process_latent_out(unscaled.float())
+
+
+def sigma_at(sampling, noise_over_signal: float) -> float:
+    """The sigma at which x has this much noise over signal, or the schedule's nearest."""
+    low, high = float(sampling.sigma_min), float(sampling.sigma_max)
+    for _ in range(60):  # halvings: the ratio grows with sigma, by a rule of the model's own
+        middle = (low + high) / 2
+        if scales(sampling, middle).noise_over_signal < noise_over_signal:
+            low = middle
+        else:
+            high = middle
+    return high

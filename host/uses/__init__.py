@@ -5,6 +5,7 @@
 ``best_of_n``   ranks many images early and finishes the best
 ``resample``    variations, drawn from the trajectory of a run
 ``repair``      redraws the least certain part and keeps the better image
-``renoise``     an uncertainty without a head: finished latents are noised again
+``redraw``      an uncertainty without a head: finished latents are drawn again from half-way
+``renoise``     another: they are noised again, and predicted
 ==============  ========================================================================================
 """

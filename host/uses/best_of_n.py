@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.reading import rank
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
-from ..posterior import Posterior
+from ..posterior import NoPosterior, Posterior
 from ..run.look import WRAPPER_KEY as LOOK_KEY
 from ..run.progress import Progress
 from ..run.sample import sample_with_uncertainty
@@ -171,7 +171,9 @@ class Plan:
     score_finished: bool = False
 
 
-def best_of_n(sample: Sample, latent: dict, posterior: Posterior, estimator: Estimator, plan: Plan) -> BestOfN:
+def best_of_n(
+    sample: Sample, latent: dict, posterior: Posterior | NoPosterior, estimator: Estimator, plan: Plan
+) -> BestOfN:
     """Rank candidates by the uncertainty of what they would become if they ended early, and finish the best.
 
     The finished images are the stock sampler's own: they are sampled again from the start, and predictions of the

@@ -11,7 +11,7 @@ from ...bayesdiff_core.estimators.deviations import choose_states
 from ...bayesdiff_core.estimators.registry import JUDGED_STATES
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
-from ..posterior import Posterior
+from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.sample import sample_with_uncertainty
 from ..run.space import scales
@@ -41,7 +41,7 @@ class NoiseAgain(comfy.samplers.Sampler):
 
 def uncertainty_of_finished(
     samples: torch.Tensor,
-    posterior: Posterior,
+    posterior: Posterior | NoPosterior,
     estimator: Estimator,
     guidance: Guidance,
     save_at: SaveAt = DEFAULT_POINTS,

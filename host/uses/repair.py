@@ -10,14 +10,16 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...bayesdiff_core.estimators.base import Estimator
+from ...bayesdiff_core.estimators.redrawing import Redrawing
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ...bayesdiff_core.resampling import nearest_moment
-from ..posterior import Posterior
+from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.stock import sample_stock
 from ..settings import RunSettings, step_after
 from .finished import uncertainty_of_finished
+from .redraw import redraw as draw_again
 from .resample import RESAMPLING, finish, redraw
 
 # What to redraw, ``(n, height, width)``, by an uncertainty.
@@ -50,20 +52,20 @@ class RepairPlan:
     """How to repair.
 
     Attributes:
-        judge: estimator of the scores.
+        judge: what scores the images.
         rounds: how often.
         rectify: draw what is masked from the estimated distribution at the step that ``denoise`` leads to, instead of
             stock inpainting.
     """
 
-    judge: Estimator
+    judge: Estimator | Redrawing
     rounds: int
     rectify: bool = False
 
 
 def repair(
     latent: dict,
-    posterior: Posterior,
+    posterior: Posterior | NoPosterior,
     settings: RunSettings,
     plan: RepairPlan,
     mask_of: MaskOf,
@@ -73,8 +75,8 @@ def repair(
 
     Scores must compare an image with its repaired self. The uncertainty that a sampler returns does not: it is that of
     a run, which for a repaired image began half-way and was blind outside the mask, and so is smaller for any
-    result. So every image is scored as a finished one, all of it, by :func:`~.finished.uncertainty_of_finished`, under
-    the same noise and draws.
+    result. So every image is scored as a finished one, all of it, by :func:`~.finished.uncertainty_of_finished` or
+    :func:`~.redraw.redraw`, under the same noise and draws.
 
     Args:
         posterior: its seed is that of the scores; round r redraws with ``seed + r``.
@@ -88,6 +90,8 @@ def repair(
     redraws = Rectify.of(model, settings) if plan.rectify and plan.rounds else Inpaint(settings)
 
     def judge(samples: torch.Tensor, stage: int) -> Uncertainty:
+        if isinstance(plan.judge, Redrawing):
+            return draw_again(model, samples, settings.guidance, plan.judge, posterior.seed, (stage, stages))
         save_at = redraws.save_at
         return uncertainty_of_finished(samples, posterior, plan.judge, settings.guidance, save_at, (stage, stages))
 

@@ -25,6 +25,8 @@ from gaussian import (
 
 from bayesdiff_core.estimators.deviations import Deviations, choose_states, follow
 from bayesdiff_core.estimators.ensemble import EnsembleVariance
+from bayesdiff_core.estimators.evidence import levels_needed
+from bayesdiff_core.estimators.instant import Instant
 from bayesdiff_core.estimators.moments import Moments
 from bayesdiff_core.estimators.paper import Paper
 from bayesdiff_core.estimators.tangents import Tangents
@@ -167,11 +169,11 @@ def test_as_many_calls_are_made_as_announced(estimator, steps):
 
 
 def test_where_an_estimator_looks():
-    """Deviations at the states that it will follow, and only if they are moderated; the recursions everywhere."""
+    """What evidence is read from is looked at, by deviations only if they are moderated; the recursions everywhere."""
     schedule = [float(sigma) for sigma in karras(20)[:-1]]
-    chosen = choose_states(schedule, 5)
-    looked = [index for index, level in enumerate(schedule) if Deviations(states=5).wants_variance(level, schedule)]
-    assert looked == sorted(chosen) and len(looked) == 5
+    for estimator in (Deviations(states=5), Instant()):
+        assert {level for level in schedule if estimator.wants_variance(level, schedule)} == levels_needed(schedule)
+    assert 8 <= len(levels_needed(schedule)) < 16
     for level in schedule:
         assert not Deviations(states=5, moderated=False).wants_variance(level, schedule)
         assert not Tangents(members=1).wants_variance(level, schedule)

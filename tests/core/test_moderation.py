@@ -4,8 +4,7 @@ import pytest
 import torch
 from measure import spearman
 
-from bayesdiff_core.estimators.moderation import covariates, effective_channels, mean_root, moderate
-from bayesdiff_core.estimators.trajectory import Scales, State
+from bayesdiff_core.estimators.moderation import effective_channels, mean_root, moderate
 
 SHAPE, CHANNELS = (3, 40, 40), 4
 
@@ -87,19 +86,3 @@ def test_a_mean_of_standard_deviations_falls_short_of_the_root():
     draws = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0)).square().mean(1).sqrt()
     assert mean_root(3) == pytest.approx(float(draws.mean()), rel=0.005)
     assert mean_root(100_000) == pytest.approx(1, rel=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (1, 16, 3, 6, 6)])
-def test_covariates_of_a_run(shape):
-    """Two of a state that was looked at, one of the last, none of others; latents of images and of video."""
-    generator = torch.Generator().manual_seed(0)
-
-    def state(looked: bool) -> State:
-        x, denoised, variance = torch.rand(3, *shape, generator=generator)
-        return State(1.0, Scales(1.0, 1.0), x, denoised, 0.5, variance if looked else None)
-
-    states = [state(True), state(False), state(True)]
-    found = covariates(states)
-    assert found.shape == (3, shape[0], *shape[2:]) and torch.isfinite(found).all()
-    assert torch.allclose(found[0], states[0].variance.mean(1).log())
-    assert covariates([state(False)]).shape == (0, shape[0], *shape[2:])

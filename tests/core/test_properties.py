@@ -12,9 +12,10 @@ import torch
 
 from bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
 from bayesdiff_core.drawing.sheets import contact_sheet, sheet, with_colour_bars
-from bayesdiff_core.estimators.moderation import covariates, effective_channels, moderate
+from bayesdiff_core.estimators.evidence import read_evidence
+from bayesdiff_core.estimators.moderation import effective_channels, moderate
 from bayesdiff_core.estimators.renoising import Renoising, disagreement
-from bayesdiff_core.estimators.trajectory import Scales, State, Step, contraction
+from bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction
 from bayesdiff_core.posterior.features import LayerGeometry
 from bayesdiff_core.posterior.fit import GaussNewton
 from bayesdiff_core.reading import maps, masks, rank
@@ -281,7 +282,8 @@ def test_any_image_is_moderated(values, looked, members, seed):
     deviations = values[:, None].sqrt() * torch.randn(
         members, len(values), 4, *values.shape[1:], generator=torch.Generator().manual_seed(seed)
     )
-    squares, trend_of = deviations.square().mean(0), covariates(states(values, looked))
+    squares = deviations.square().mean(0)
+    trend_of = read_evidence(Trajectory(tuple(states(values, looked)), Scales(0.0, 1.0))).covariates
     channels = effective_channels(deviations)
     assert 1 <= channels <= 4 + 1e-6
     found = moderate(squares, members * channels, trend_of)

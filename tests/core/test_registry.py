@@ -8,10 +8,13 @@ import torch
 
 from bayesdiff_core.estimators import registry
 from bayesdiff_core.estimators.base import Estimate, Estimator, knob
+from bayesdiff_core.estimators.change import Change
 from bayesdiff_core.estimators.deviations import Deviations
 from bayesdiff_core.estimators.ensemble import Ensemble
+from bayesdiff_core.estimators.instant import Instant
 from bayesdiff_core.estimators.moments import Moments
 from bayesdiff_core.estimators.paper import Paper
+from bayesdiff_core.estimators.redrawing import Redrawing
 from bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff_core.estimators.trajectory import SaveAt
 
@@ -41,8 +44,9 @@ def test_every_name_makes_its_estimator_of_the_numbers_that_it_takes():
         "tangents": Tangents(members=3),
         "moments": Moments(every=2, draws=4),
         "paper": Paper(every=2, draws=4),
+        "no head": Change(),
     }
-    with pytest.raises(ValueError, match="Expected one of deviations, .* as the estimator, got kron; choose one"):
+    with pytest.raises(ValueError, match="Expected one of no head, .* as the estimator, got kron; choose one"):
         registry.make_estimator("kron", NUMBERS)
 
 
@@ -78,8 +82,12 @@ def test_qualities():
     assert registry.make_quality("draft", 8) is registry.QUALITIES["draft"]
     assert registry.make_quality(registry.ENSEMBLE, 8) == Ensemble(8)
     assert registry.DEFAULT_QUALITY in registry.QUALITIES
-    members = {name: judge.members for name, judge in registry.JUDGES.items()}
+    assert registry.make_quality("instant", 8) == Instant() and not registry.NO_HEAD.needs_head
+    members = {name: judge.members for name, judge in registry.JUDGES.items() if name != "redraw"}
     assert members == {"draft": 1, "balanced": 2, "precise": 7}
+    assert registry.JUDGES["redraw"] == Redrawing() and registry.DEFAULT_JUDGE in registry.JUDGES
+    # What graphs of 0.1 name.
+    assert {"draft", "balanced", "precise"} <= {*registry.QUALITIES} and "quick" in registry.RANKINGS
 
 
 def test_where_a_trajectory_is_kept():

@@ -8,9 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from bayesdiff_core.estimators.trend import Slopes, Trend
+from bayesdiff_core.posterior.calibration import Calibration
 from bayesdiff_core.posterior.features import LayerGeometry
 from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
-from bayesdiff_core.posterior.storage import HeadFileError, load_head, save_head
+from bayesdiff_core.posterior.storage import HeadFileError, digest, load_head, save_head
+from bayesdiff_core.reading.scale import ScoreScale
 
 
 def make_head(rank: int | None = None, in_channels: int = 2) -> LaplaceHead:
@@ -79,7 +82,7 @@ def test_other_files_are_refused(head, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "2"}, "has version 2"),
+        ({"format_version": "3"}, "of format version 1 or 2, but .* has version 3"),
         ({"geometry": "{}"}, "lacks or garbles"),
         ({"geometry": '{"kind": "linear", "in_features": 5, "out_features": 1, "bias": true}'}, "do not fit"),
         ({"prior_precision": "many"}, "lacks or garbles"),
@@ -96,6 +99,61 @@ def test_metadata_that_does_not_fit(head, tmp_path, change, message):
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
     safetensors.torch.save_file(tensors, path, metadata | change)
     with pytest.raises(HeadFileError, match=message):
+        load_head(path)
+
+
+def make_calibration() -> Calibration:
+    full, blind, way = (torch.arange(float(count)) for count in (18, 10, 8))
+    scale = ScoreScale(6, {"mean std": (-2.5, 0.3), "sum": (1.0, 0.0)})
+    return Calibration(Trend(Slopes(full, 0.5), Slopes(blind, -0.5), way, 0.4, 6), scale)
+
+
+def rewritten(path, metadata=None, tensors=None) -> None:
+    """The file with some of it changed, and its hash made anew."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        said = file.metadata() | (metadata or {})
+        kept = {key: file.get_tensor(key) for key in file.keys()} | (tensors or {})
+    safetensors.torch.save_file(kept, path, said | {"sha256": digest(kept, said)})
+
+
+def test_what_a_head_learned_is_kept(head, tmp_path):
+    path, learned = tmp_path / "head.safetensors", make_calibration()
+    save_head(dataclasses.replace(head, calibration=learned), path)
+    found = load_head(path).calibration
+    assert found.scale == learned.scale and found.to_json() == learned.to_json()
+    assert all(torch.equal(found.tensors()[name], tensor) for name, tensor in learned.tensors().items())
+    alone = dataclasses.replace(learned, scale=None)
+    save_head(dataclasses.replace(head, calibration=alone), path)
+    assert load_head(path).calibration.scale is None
+
+
+def test_a_head_of_the_first_format_loads_and_lacks_what_it_never_learned(head, tmp_path):
+    path = tmp_path / "head.safetensors"
+    save_head(head, path)
+    rewritten(path, {"format_version": "1"})
+    assert load_head(path).calibration is None and torch.equal(load_head(path).draw(1, 0), head.draw(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors"),
+    [
+        ({"calibration": "{}"}, {}),
+        ({"calibration": "[" * 100_000}, {}),
+        ({"calibration": make_calibration().to_json().replace("0.4", "-1")}, {}),
+        ({"calibration": make_calibration().to_json().replace("0.3", "NaN")}, {}),
+        ({"calibration": make_calibration().to_json().replace("-2.5", "1e999")}, {}),
+        ({"calibration": make_calibration().to_json().replace("[0.5, -0.5]", "[0.5]")}, {}),
+        ({}, {"trend.full": torch.zeros(17)}),
+        ({}, {"trend.blind": torch.zeros(0)}),
+        ({}, {"trend.way": torch.full((8,), torch.nan)}),
+        ({}, {"trend.way": torch.zeros(8, 2)}),
+    ],
+)
+def test_learning_that_cannot_be(head, tmp_path, metadata, tensors):
+    path = tmp_path / "head.safetensors"
+    save_head(dataclasses.replace(head, calibration=make_calibration()), path)
+    rewritten(path, metadata, tensors)
+    with pytest.raises(HeadFileError, match="Expected a complete Laplace head, but head.safetensors lacks or garbles"):
         load_head(path)
 
 

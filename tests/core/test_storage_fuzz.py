@@ -15,9 +15,12 @@ import safetensors
 import safetensors.torch
 import torch
 
+from bayesdiff_core.estimators.trend import Slopes, Trend
+from bayesdiff_core.posterior.calibration import Calibration
 from bayesdiff_core.posterior.features import LayerGeometry
 from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 from bayesdiff_core.posterior.storage import DTYPES, HeadFileError, load_head, save_head
+from bayesdiff_core.reading.scale import ScoreScale
 
 NAME = "emoji_00001_.safetensors"
 ROOM = 2**30  # bytes of memory that no bad file may take beyond what there is
@@ -32,13 +35,26 @@ def make_head(rank: int | None = 3, kind: str = "linear", width: int = 4, struct
     precision = SpectralPrecision(basis, values, 0.5)
     if structure == "diag":
         precision = DiagonalPrecision(0.1 + torch.rand(geometry.width, generator=generator))
-    return LaplaceHead(geometry, precision, 0.25, {"network": "UNet", "data": "own samples"})
+    learned = None
+    if structure != "diag":
+        full, blind, way = (torch.rand(count, generator=generator) for count in (18, 10, 8))
+        scale = ScoreScale(6, {"mean std": (-2.5, 0.3)})
+        learned = Calibration(Trend(Slopes(full, 0.5), Slopes(blind, -0.5), way, 0.4, 6), scale)
+    return LaplaceHead(geometry, precision, 0.25, {"network": "UNet", "data": "own samples"}, learned)
+
+
+def learned_parts(head: LaplaceHead) -> list:
+    learned = head.calibration
+    return [None] if learned is None else [learned.to_json(), *learned.tensors().values()]
 
 
 def same(first: LaplaceHead, second: LaplaceHead) -> bool:
     """To the bit, in everything."""
-    parts = [[*vars(head.precision).values(), head.precision.structure, head.geometry, head.prior_precision, head.about]
-             for head in (first, second)]  # fmt: skip
+    parts = [
+        [*vars(head.precision).values(), head.precision.structure, head.geometry, head.prior_precision, head.about]
+        + learned_parts(head)
+        for head in (first, second)
+    ]
     return len(parts[0]) == len(parts[1]) and all(
         torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(*parts)
     )

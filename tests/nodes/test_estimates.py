@@ -65,7 +65,7 @@ def test_deviations_find_the_map_of_the_ensemble(demo, demo_head, sampler):
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
 def test_moderated_members_are_nearer_to_the_truth(demo, demo_head, sampler):
-    """Of two members, against an ensemble of many; the score of an image stays what its members say."""
+    """Of two members, against an ensemble of many; the score lies between what members and what the trend says."""
     settings = dict(steps=12, sampler_name=sampler)
     truth = ours(demo, demo_head, EMPTY, **settings, members=24)[1].std_map()
     found = [ours(demo, demo_head, EMPTY, **settings, options=options(Deviations(states=5, members=2, moderated=how)))
@@ -74,7 +74,9 @@ def test_moderated_members_are_nearer_to_the_truth(demo, demo_head, sampler):
     assert torch.equal(bare.deviations, moderated.deviations)
     assert spearman(moderated.std_map(), truth) > spearman(bare.std_map(), truth) + 0.1
     assert spearman(moderated.std_map(), truth) > 0.75
-    assert scores == pytest.approx(bare_scores, rel=0.15)
+    learned = ours(demo, demo_head, EMPTY, "instant", **settings)[2]
+    for score, own, theirs in zip(scores, bare_scores, learned):
+        assert 0.9 * min(own, theirs) < score < 1.1 * max(own, theirs)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "heun", "euler_cfg_pp", "uni_pc", "ddpm"])

@@ -165,9 +165,9 @@ def test_a_run_in_stages(demo, demo_head, quality):
     first = nodes.KSamplerAdvanced().sample(**settings(EMPTY, True))[0]
     second = nodes.KSamplerAdvanced().sample(**settings(first, False))[0]
     more = dict(head=demo_head, quality=quality, members=2)
-    latent, early, _ = KSamplerAdvancedBayesDiff.execute(**settings(EMPTY, True), **more).args
+    latent, early, *_ = KSamplerAdvancedBayesDiff.execute(**settings(EMPTY, True), **more).args
     assert torch.equal(latent["samples"], first["samples"])
-    latent, late, _ = KSamplerAdvancedBayesDiff.execute(**settings(first, False), **more).args
+    latent, late, *_ = KSamplerAdvancedBayesDiff.execute(**settings(first, False), **more).args
     assert torch.equal(latent["samples"], second["samples"])
     assert early.variance.mean() > 0 and late.variance.mean() > 0
 
@@ -198,7 +198,7 @@ def test_any_guider_with_custom_sigmas(demo, demo_head, name, quality):
     model, positive, negative, _ = demo
     inputs = custom(demo, GUIDERS[name](model, positive, negative)[0])
     expected, expected_denoised = SamplerCustomAdvanced.execute(**inputs).args
-    latent, denoised, uncertainty, _ = SamplerCustomBayesDiff.execute(
+    latent, denoised, uncertainty, *_ = SamplerCustomBayesDiff.execute(
         **inputs, head=demo_head, quality=quality, members=2
     ).args
     assert torch.equal(latent["samples"], expected["samples"])
@@ -225,7 +225,7 @@ def test_a_guider_that_samples_twice_keeps_what_belongs_to_the_last_run(demo, de
         guider.set_cfg(3.0)
         inputs = custom(demo, guider)
         expected, expected_denoised = SamplerCustomAdvanced.execute(**inputs).args
-        latent, denoised, found[kind], _ = SamplerCustomBayesDiff.execute(
+        latent, denoised, found[kind], *_ = SamplerCustomBayesDiff.execute(
             **inputs, head=demo_head, quality=quality, members=2
         ).args
         assert torch.equal(latent["samples"], expected["samples"])

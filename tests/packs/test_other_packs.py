@@ -274,7 +274,7 @@ def test_a_quantised_unet_is_fitted_and_sampled(tmp_path):
         head = fit_own_head(model, Guidance(positive, negative, 3.0), (4, 16, 16), 4, 4, 2)
         inputs = sampler_inputs((model, positive, negative), seed=5) | {"latent_image": latent}
         before = nodes.KSampler().sample(**inputs)[0]["samples"]
-        ours, uncertainty, _ = KSamplerBayesDiff.execute(**inputs, head=head, quality="balanced", members=8).result
+        ours, uncertainty, *_ = KSamplerBayesDiff.execute(**inputs, head=head, quality="balanced", members=8).result
         after = nodes.KSampler().sample(**inputs)[0]["samples"]
     assert torch.equal(ours["samples"], before) and torch.equal(after, before)
     assert torch.isfinite(uncertainty.variance).all() and uncertainty.variance.mean() > 0

@@ -29,7 +29,7 @@ def prompts(demo) -> dict:
 def ours(demo, head, quality="balanced"):
     latent, uncertainty, scores = KSamplerBayesDiff.execute(
         **prompts(demo), **RUN, latent_image=EMPTY, head=head, quality=quality, members=2
-    ).args
+    ).args[:3]
     return latent["samples"], uncertainty.variance, scores
 
 

@@ -61,7 +61,7 @@ def sample(demo, head, latent: dict, denoise: float = 1.0, quality="draft", esti
     return KSamplerBayesDiff.execute(
         **prompts(demo), **RUN, seed=3, latent_image=latent, denoise=denoise, head=head, quality=quality, members=2,
         options=options(estimator, map_preview=preview),
-    ).args  # fmt: skip
+    ).args[:3]  # fmt: skip
 
 
 def fit(demo, latent: dict, fit_on: str = "latents"):

@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(server):
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
     sentence = failure.value.exception_message
-    assert "head_00001_.safetensors (1.33 MB), got 'File too large'; free some" in sentence and "\n" not in sentence
+    assert "head_00001_.safetensors (1.34 MB), got 'File too large'; free some" in sentence and "\n" not in sentence
     assert list(folder.iterdir()) == []
     server.run(graph)
     assert [path.name for path in folder.iterdir()] == ["head_00001_.safetensors"]

@@ -132,7 +132,7 @@ RUNS = {
 def scene(demo, demo_head):
     with torch.inference_mode():
         made = Scene(demo, demo_head)
-        latent, uncertainty, _ = made.sample("ensemble")
+        latent, uncertainty, *_ = made.sample("ensemble")
         # Enough members for a map in pixels to decode.
         uncertainty = dataclasses.replace(uncertainty, deviations=uncertainty.deviations.repeat(2, 1, 1, 1, 1))
         return dataclasses.replace(made, latent=latent, uncertainty=uncertainty)
@@ -234,7 +234,11 @@ def test_stopped_at_every_moment_nothing_is_left(scene, run, moments):
     for number, at in enumerate(range(0, count, 1 + count // 12)):
         stop, expected = BREAK if moments == "call" and number % 2 else CANCEL
         found, error = stopper.run(lambda: RUNS[run](scene), at, stop)
-        assert isinstance(error, expected) and found is None, (at, error)
+        if run == "fit" and expected is Broken and found is not None:
+            # The posterior is there: what breaks beside it does not cost it.
+            assert error is None and found[0].calibration is None and whole[0].calibration is not None
+        else:
+            assert isinstance(error, expected) and found is None, (at, error)
         assert stopper.count == at + 1, "nothing goes on after it"
         assert traces(model, vae) == before, at
         assert torch.equal(scene.stock(decodes), stock), at

@@ -133,9 +133,11 @@ def test_a_saved_workflow_makes_what_it_made(probed, object_info, then, rounds_a
     graph = make_workflows.runnable(make_workflows.to_api(WORKFLOWS[name], object_info))
     now = probe(probed, graph, object_info)
     before = {key.removeprefix(f"{name}."): value for key, value in then.items() if key.startswith(f"{name}.")}
-    assert now.keys() == before.keys()
+    # Samplers have put out percentiles since then.
+    assert {key for key in now if not key.endswith(".percentiles")} == before.keys()
     exact = 0
-    for key, value in now.items():
+    for key in before:
+        value = now[key]
         node_id, output = key.split(".")
         names = [name.replace(" ", "_") for name in object_info[graph[node_id]["class_type"]]["output_name"]]
         assert value.shape == before[key].shape, key

@@ -150,8 +150,10 @@ def test_quickstart_makes_samples_maps_masks_and_repairs(made):
     entry, found = made("quickstart")
     sizes = shown(found)
     assert sizes.pop("Before and after") == (4, 128, 260)
-    assert len(sizes) == 5 and set(sizes.values()) == {(4, 128, 128)}
+    assert len(sizes) == 6 and set(sizes.values()) == {(4, 128, 128)}
     assert len(scores_in(text("quickstart", entry, "Scores: lower is more certain"))) == 4
+    with_head = text("quickstart", entry, "Scores and percentiles")
+    assert with_head.count("% of this model's images") == len(scores_in(with_head)) == 4
     for sample, heat_map, mask, pair in zip(
         *(found[title] for title in ("Samples", "Heat maps", "Masks", "Before and after"))
     ):

@@ -1,0 +1,42 @@
+"""No head: how much the image was yet to change, as its own run shows it.
+
+Where the network went on changing its mind about ``denoised``, the image hangs on chance. It is no posterior variance,
+and its size means nothing beside one. But it takes no fit and no network call, and any network shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+
+from .base import Estimate, Estimator, NominalRun
+from .evidence import read_evidence
+from .trajectory import Trajectory
+
+
+def spread_over_channels(cells: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+    """A variance ``(n, c, ...)`` of what is known of cells alone, ``(n, ...)``; zero where a mask keeps the image."""
+    share = trajectory.share_denoised
+    cells = cells if share is None else cells * share.square()
+    return cells[:, None].expand(trajectory.shape).clone()
+
+
+@dataclasses.dataclass(frozen=True)
+class Change(Estimator):
+    """Square of what ``denoised`` was yet to change: its geometric mean over the noise levels."""
+
+    name: ClassVar[str] = "no head"
+    help: ClassVar[str] = "how much the image was yet to change in the run; needs no head."
+    measures: ClassVar[str] = "change of the predicted image"
+    needs_head: ClassVar[bool] = False
+
+    def calls(self, levels: list[float]) -> int:
+        return 0
+
+    def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
+        trajectory = run.trajectory
+        variance = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
+        run.show(variance)
+        return Estimate(variance, torch.empty(0, *trajectory.shape), {})

@@ -1,0 +1,170 @@
+"""A head learns from some of its model's own images how the variance follows what their runs show."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import traceback
+
+import comfy.model_management
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..bayesdiff_core.estimators.base import Estimate, Estimator, NominalRun
+from ..bayesdiff_core.estimators.evidence import Evidence, is_needed, read_evidence
+from ..bayesdiff_core.estimators.trajectory import SaveAt, Unknown
+from ..bayesdiff_core.estimators.trend import Seen, Trend, fit_trend
+from ..bayesdiff_core.posterior.calibration import Calibration
+from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
+from ..bayesdiff_core.reading.scale import ScoreScale
+from ..bayesdiff_core.reading.scores import SCORES
+from .posterior import Posterior
+from .run.progress import Progress
+from .run.sample import sample_with_uncertainty
+from .run.space import latent_slope, scales
+from .run.stock import sample_stock
+from .settings import RunSettings
+
+# Mixed into the seed: these images shall be others than those that the head was fitted on.
+OWN_IMAGES = 0x0CA11B8A7E
+
+
+class Watch(Estimator):
+    """Reads what a run shows, and estimates nothing."""
+
+    name, help = "watch", ""
+    evidence: Evidence
+
+    def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
+        return is_needed(noise_over_signal, schedule)
+
+    def calls(self, levels: list[float]) -> int:
+        return 0
+
+    def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
+        self.evidence = read_evidence(run.trajectory)
+        nothing = torch.zeros(run.trajectory.shape)
+        return Estimate(nothing, nothing[None][:0], dict.fromkeys(along, nothing))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnImage:
+    """One of the model's own images.
+
+    Attributes:
+        latent: ``(1, ...)``, as the user sees it.
+        slope: of that latent in the model's own.
+        seen: what its run showed, and where members ended.
+    """
+
+    latent: torch.Tensor
+    slope: torch.Tensor
+    seen: Seen
+
+
+def calibrate(
+    head: LaplaceHead, model: ModelPatcher, settings: list[RunSettings], shape: torch.Size, seed: int, members: int = 1
+) -> LaplaceHead:
+    """The head with what it learned.
+
+    Each image takes ``1 + members`` sampling runs.
+
+    Args:
+        settings: of each image.
+        shape: of their latents, ``(1, ...)``.
+        seed: of noise and draws.
+
+    Returns:
+        the head as it was where its model's runs show nothing; the log says why.
+    """
+    posterior = Posterior.bind(head, model, seed)
+    generator = torch.Generator().manual_seed(seed ^ OWN_IMAGES)
+    images = []
+    try:
+        for number, of_image in enumerate(settings):
+            noise = torch.randn(shape, generator=generator)
+            draws = range(number * members, (number + 1) * members)
+            images.append(own_image(posterior, of_image, noise, draws, (number, len(settings))))
+        trend = fit_trend([image.seen for image in images])
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:
+        # The fit itself is there, and may have taken hours. The trace goes as text: a record would hold the run alive.
+        trace = "" if isinstance(error, Unknown) else "\n" + traceback.format_exc()
+        logging.warning(
+            f"BayesDiff: this Laplace head could not learn from the model's own images ({error}), so 'instant' is a "
+            f"first look only with it, and scores have no percentiles.{trace}"
+        )
+        return head
+    return dataclasses.replace(head, calibration=Calibration(trend, scale_of(images, trend)))
+
+
+def own_image(
+    posterior: Posterior, settings: RunSettings, noise: torch.Tensor, draws: range, stage: tuple[int, int]
+) -> OwnImage:
+    """One image, and the same under draws of the posterior."""
+    model, (number, images) = posterior.model, stage
+    runs = 1 + len(draws)
+    every = SaveAt(tuple(settings.sigmas(model)[:-1].tolist()))
+    latent = {"samples": torch.zeros_like(noise)}
+
+    def run(model: ModelPatcher, latent: dict) -> dict:
+        found = comfy.sample.sample(
+            model,
+            noise,
+            settings.steps,
+            settings.cfg,
+            settings.sampler_name,
+            settings.scheduler,
+            settings.positive,
+            settings.negative,
+            latent["samples"],
+            disable_pbar=True,
+            seed=posterior.seed,
+        )
+        return {"samples": found}
+
+    def progress(part: int) -> Progress:
+        return Progress(model, stage=(number * runs + part, images * runs))
+
+    watch = Watch()
+    nominal = sample_with_uncertainty(run, latent, posterior, watch, every, progress(0)).uncertainty
+    deviations, ways = [], []
+    for part, draw in enumerate(draws, 1):
+        weights = functools.partial(posterior.perturbed, draw)
+        member, passed = sample_stock(run, model, latent, progress(part), weights, save_at=every)
+        deviations.append(member["samples"].float() - nominal.latent.float())
+        ways.append({sigma: x for sigma, x in passed})
+    end = size_of(torch.stack(deviations))
+    if not end > 0:
+        raise Unknown("a draw of the last layer changes nothing")
+    sampling = model.get_model_object("model_sampling")
+    way = {}
+    for moment in nominal.trajectory:
+        moved = size_of(
+            torch.stack([passed[moment.sigma] - moment.latent for passed in ways if moment.sigma in passed])
+        )
+        if moved > 0:
+            way[scales(sampling, moment.sigma).noise_over_signal] = moved / end
+    slope = latent_slope(model.model, nominal.latent).float()
+    seen = Seen(watch.evidence, torch.stack(deviations) / slope, way)
+    return OwnImage(nominal.latent, slope, seen)
+
+
+def size_of(deviations: torch.Tensor) -> float:
+    """Root mean square of what is finite."""
+    return float(deviations[deviations.isfinite()].float().square().mean().sqrt())
+
+
+def scale_of(images: list[OwnImage], trend: Trend) -> ScoreScale | None:
+    """Scores of the images by the trend."""
+    scores: dict[str, list[torch.Tensor]] = {}
+    for image in images:
+        evidence = image.seen.evidence
+        cells = trend.slopes(evidence).log_variance(evidence).exp()
+        variance = cells[:, None] * image.slope.square()
+        for name, score in SCORES.items():
+            scores.setdefault(name, []).append(score(variance, image.latent, None))
+    return ScoreScale.of({name: torch.cat(found) for name, found in scores.items()})
