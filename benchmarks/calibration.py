@@ -10,7 +10,6 @@ of the calibration over that of the fit.
 
 from __future__ import annotations
 
-import math
 import time
 
 import in_process
@@ -24,7 +23,7 @@ from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  
 from bayesdiff.host.posterior import Posterior  # noqa: E402
 from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
 from bayesdiff.host.settings import Guidance, RunSettings  # noqa: E402
-from frontier import MODELS, SEED, TRUTH_SEED, sample_truth  # noqa: E402
+from frontier import MODELS, SEED, TRUTH_SEED, ceiling_of, sample_truth  # noqa: E402
 from measure import spearman  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
 
@@ -47,7 +46,7 @@ def tests_of(name: str, head, model, negative) -> list[tuple]:
 
 def agreement(head, model, estimator, tests: list[tuple]) -> float:
     """Of an estimator's maps with the truths, over the ceiling."""
-    maps, halves = [], []
+    maps, ceilings = [], []
     for settings, empty, truth in tests:
 
         def run(model, latent, settings=settings):
@@ -55,8 +54,7 @@ def agreement(head, model, estimator, tests: list[tuple]) -> float:
 
         found = sample_with_uncertainty(run, empty, Posterior.bind(head, model, SEED), estimator).uncertainty
         maps.append(spearman(found.variance.mean(1), truth.whole))
-        halves.append(max(spearman(truth.half, truth.other), 0.0))
-    ceilings = [math.sqrt(2 * half / (1 + half)) for half in halves]
+        ceilings.append(ceiling_of(spearman(truth.half, truth.other)))
     return sum(maps) / sum(ceilings)
 
 

@@ -16,7 +16,7 @@ import in_process
 in_process.import_host_and_pack()
 
 import torch  # noqa: E402
-from bayesdiff.bayesdiff_core.estimators.registry import DEFAULT_QUALITY, QUALITIES  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.registry import MEMBERS  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.posterior import Posterior  # noqa: E402
 from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
@@ -32,7 +32,7 @@ CFG, STEPS, SEED = 3.0, 20, 7
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--prompt", default="any animal mammal")
-    parser.add_argument("--quality", choices=list(QUALITIES), default=DEFAULT_QUALITY)
+    parser.add_argument("--quality", choices=list(MEMBERS), default="balanced")
     parser.add_argument("--sets", type=int, default=8)
     arguments = parser.parse_args()
 
@@ -44,7 +44,7 @@ def main() -> None:
         return settings.sample(model, latent, SEED)
 
     found = [
-        sample_with_uncertainty(run, empty, Posterior.bind(head, model, seed), QUALITIES[arguments.quality]).uncertainty
+        sample_with_uncertainty(run, empty, Posterior.bind(head, model, seed), MEMBERS[arguments.quality]).uncertainty
         for seed in range(arguments.sets)
     ]
     agreement = [spearman(one.std_map(), other.std_map()) for one, other in itertools.combinations(found, 2)]

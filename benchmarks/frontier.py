@@ -169,6 +169,12 @@ def rank_correlations(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.tensor([spearman(one[None], other[None]) for one, other in zip(a, b)])
 
 
+def ceiling_of(agreement: float) -> float:
+    """Agreement of a perfect map with a truth whose halves agree this well (Spearman and Brown, 1910)."""
+    agreement = max(agreement, 0.0)
+    return math.sqrt(2 * agreement / (1 + agreement))
+
+
 def figures(of_prompts: list[dict[str, Found]]) -> dict[str, dict]:
     """Every estimator's agreement with the truth, over the images of all prompts of a setting."""
 
@@ -197,9 +203,7 @@ def figures(of_prompts: list[dict[str, Found]]) -> dict[str, dict]:
             "score_error": bootstrap_error(ranked, len(scores)),
             "std_ratio": float((scores / theirs).median()) if first.has_scale else None,
         }
-    agreement = max(rows["truth"]["map_spearman"], 0.0)
-    # Agreement of a perfect map with a truth whose halves agree this well (Spearman and Brown, 1910).
-    ceiling = math.sqrt(2 * agreement / (1 + agreement))
+    ceiling = ceiling_of(rows["truth"]["map_spearman"])
     rows["ceiling"] = dict.fromkeys(rows["truth"]) | dict(calls_ratio=1.0, map_spearman=ceiling)
     return rows
 

@@ -8,7 +8,6 @@ import logging
 import traceback
 
 import comfy.model_management
-import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -25,7 +24,7 @@ from .run.progress import Progress
 from .run.sample import sample_with_uncertainty
 from .run.space import latent_slope, scales
 from .run.stock import sample_stock
-from .settings import RunSettings
+from .settings import RunSettings, Start
 
 # Mixed into the seed: these images shall be others than those that the head was fitted on.
 OWN_IMAGES = 0x0CA11B8A7E
@@ -111,20 +110,7 @@ def own_image(
     latent = {"samples": torch.zeros_like(noise)}
 
     def run(model: ModelPatcher, latent: dict) -> dict:
-        found = comfy.sample.sample(
-            model,
-            noise,
-            settings.steps,
-            settings.cfg,
-            settings.sampler_name,
-            settings.scheduler,
-            settings.positive,
-            settings.negative,
-            latent["samples"],
-            disable_pbar=True,
-            seed=posterior.seed,
-        )
-        return {"samples": found}
+        return {"samples": settings.sample_from(model, Start(latent["samples"], noise, 0), posterior.seed, None)}
 
     def progress(part: int) -> Progress:
         return Progress(model, stage=(number * runs + part, images * runs))

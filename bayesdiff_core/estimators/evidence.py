@@ -55,10 +55,10 @@ def log_level(noise_over_signal: float) -> float:
     return math.log(min(max(noise_over_signal, 1e-4), 1e4))
 
 
-def levels_needed(schedule: Sequence[float], wanted: Sequence[float] = LEVELS) -> set[float]:
-    """Those of a schedule's levels that the evidence at the wanted levels is read from: each one's two neighbours."""
+def levels_needed(schedule: Sequence[float]) -> set[float]:
+    """Those of a schedule's levels that the evidence at :data:`LEVELS` is read from: each one's two neighbours."""
     found: set[float] = set()
-    for level in wanted:
+    for level in LEVELS:
         above = [there for there in schedule if there >= level]
         below = [there for there in schedule if there < level]
         found |= {min(above)} if above else set()
@@ -95,11 +95,11 @@ def at_levels(levels: Sequence[float], maps: Sequence[torch.Tensor], wanted: Seq
     return torch.stack(result)
 
 
-def log_change(trajectory: Trajectory, wanted: Sequence[float]) -> torch.Tensor | None:
-    """Logarithm of how much ``denoised`` was yet to change, at the wanted levels.
+def log_change(trajectory: Trajectory) -> torch.Tensor | None:
+    """Logarithm of how much ``denoised`` was yet to change, at :data:`LEVELS`.
 
     Returns:
-        ``(len(wanted), n, ...)`` of the blurred mean square over channels; None of a run of a single prediction, which
+        ``(8, n, ...)`` of the blurred mean square over channels; None of a run of a single prediction, which
         never changes.
     """
     last, share = trajectory.states[-1], trajectory.share_denoised
@@ -108,16 +108,16 @@ def log_change(trajectory: Trajectory, wanted: Sequence[float]) -> torch.Tensor 
     if not states:
         return None
     squares = [blur_inside(mean_over_channels((state.denoised.float() - image).square()), share) for state in states]
-    return at_levels([state.noise_over_signal for state in states], [log_of(each) for each in squares], wanted)
+    return at_levels([state.noise_over_signal for state in states], [log_of(each) for each in squares], LEVELS)
 
 
-def log_variance(states: Sequence[State], wanted: Sequence[float]) -> torch.Tensor | None:
-    """Logarithm of gamma² of ``denoised`` at the wanted levels, as :func:`log_change`; None where it was not seen."""
+def log_variance(states: Sequence[State]) -> torch.Tensor | None:
+    """Logarithm of gamma² of ``denoised`` at :data:`LEVELS`, as :func:`log_change`; None where it was not seen."""
     seen = [(state.noise_over_signal, state.variance) for state in states if state.variance is not None]
     if not seen:
         return None
     levels, variances = zip(*seen)
-    return at_levels(levels, [log_of(mean_over_channels(variance)) for variance in variances], wanted)
+    return at_levels(levels, [log_of(mean_over_channels(variance)) for variance in variances], LEVELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def read_evidence(trajectory: Trajectory) -> Evidence:
     Raises:
         Unknown: it made a single prediction, which never changes.
     """
-    change = log_change(trajectory, LEVELS)
+    change = log_change(trajectory)
     if change is None:
         raise Unknown(
             "Expected a run of at least two predictions, whose change tells where the image is uncertain, got one; "
@@ -173,7 +173,7 @@ def read_evidence(trajectory: Trajectory) -> Evidence:
     return Evidence(
         change,
         log_gradient(trajectory.states[-1].denoised),
-        log_variance(trajectory.states, LEVELS),
+        log_variance(trajectory.states),
         trajectory.share_denoised,
     )
 

@@ -21,7 +21,7 @@ import torch
 from .base import NominalRun
 from .evidence import Evidence, read_evidence
 from .trajectory import Unknown
-from .trend import Slopes
+from .trend import Slopes, mean_inside
 
 # How many cells the belief that a covariate tells nothing is worth, where the head has learned no trend.
 RIDGE = 50.0
@@ -158,8 +158,7 @@ def level_factor(
         inside: ``(n, ..., h, w)`` of bool, what was denoised.
     """
     stds = variance.float().mean(1).clamp(min=0).sqrt()
-    weight = inside.to(stds)
-    own = ((stds * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).log()
+    own = mean_inside(stds, inside).log()
     theirs = MEMBER_LEVEL**2 / members
     share = theirs / (theirs + spread**2)
     return torch.where(own.isfinite(), share * (learned - own), torch.zeros(())).exp()
