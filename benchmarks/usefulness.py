@@ -1,6 +1,6 @@
 """Does the uncertainty find bad images and bad regions, and does acting on it help? In one run.
 
-    python dev.py bench usefulness [--models demo,fashion] [--prompts 10] [--pictures 8] [--seed 1]
+    python dev.py bench usefulness [--models demo,fashion] [--prompts 10] [--pictures 24] [--seed 1]
                                    [--tests filtering,bad_samples,bad_regions,repair,best_of_n] [--json PATH] [--docs]
 
 On the demo model and a rectified flow of garments. The judges (tools/judges.py) know nothing of either model.
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--models", type=list_of(), default=list(SETTINGS))
     parser.add_argument("--tests", type=list_of(), default=list(TESTS))
     parser.add_argument("--prompts", type=int, default=10, help="at most this many of a model's prompts")
-    parser.add_argument("--pictures", type=int, help="images per prompt; 8 of emoji and 24 of garments")
+    parser.add_argument("--pictures", type=int, help="images per prompt, 24 unless told")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--rows", type=list_of(Path), default=[], help="show what earlier runs wrote with --json instead of measuring"

@@ -22,7 +22,8 @@ import torch
 from .base import Estimate, Estimator, NominalRun, knob
 from .ensemble import EnsembleVariance
 from .evidence import is_needed
-from .moderation import Moderation, effective_channels
+from .degrees import effective_channels
+from .moderation import Moderation
 from .trajectory import Scales, State, Trajectory
 
 # Noise over signal of the first and the last state that are worth a call. Above, a deviation is forgotten again; below,

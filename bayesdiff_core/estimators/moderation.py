@@ -19,6 +19,7 @@ import math
 import torch
 
 from .base import NominalRun
+from .degrees import log_noise, mean_root
 from .evidence import Evidence, read_evidence
 from .trajectory import Unknown
 from .trend import Slopes, mean_inside
@@ -70,24 +71,6 @@ class Moderation:
         return factor.square().reshape(-1, *[1] * (variance.ndim - 1))
 
 
-def effective_channels(deviations: torch.Tensor) -> float:
-    """How many independent channels the deviations of members ``(k, n, c, ..., h, w)`` are worth, from 1 to c.
-
-    Channels that move together (three of a grey image) count once: ``(tr R)² / tr R²`` of their correlation R.
-    """
-    finite = deviations.transpose(0, 1).flatten(1).isfinite().all(1)  # a broken image says nothing of the others
-    channels = deviations[:, finite].double().movedim(2, 0).flatten(1)
-    covariance = channels @ channels.T
-    size = covariance.diagonal().clamp(min=1e-300).sqrt()
-    correlation = covariance / size / size[:, None]
-    return float(len(size) ** 2 / correlation.square().sum().clamp(min=len(size)))
-
-
-def mean_root(degrees: float) -> float:
-    """E sqrt(chi²/d) of d degrees of freedom: by how much a mean of standard deviations falls short."""
-    return math.sqrt(2 / degrees) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
-
-
 def moderate(
     squares: torch.Tensor, degrees: float, trend_of: torch.Tensor, learned: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -98,7 +81,7 @@ def moderate(
     Args:
         squares: ``(n, c, ..., h, w)``, mean square deviation over the members. Cells of zero, which no member
             touched (outside a mask), stay zero.
-        degrees: of freedom of the mean squares over channels: members times :func:`effective_channels`.
+        degrees: of freedom of the mean squares over channels: members times :func:`.degrees.effective_channels`.
         trend_of: ``(p, n, ..., h, w)``, covariates of the logarithm of the variance, see :class:`.evidence.Evidence`.
         learned: ``(n, ..., h, w)``, the head's trend of that logarithm within each image; None of a head without one.
 
@@ -126,7 +109,7 @@ def moderate_image(
     x = x - x.mean(0)
     x = x / x.square().mean(0).sqrt().clamp(min=1e-6)
     y = logs - logs.mean()
-    noise = float(torch.polygamma(1, torch.tensor(degrees / 2)))
+    noise = log_noise(degrees)
     trend, ridge = torch.zeros_like(y), RIDGE
     if learned is not None:
         trend = learned[inside].double()

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from .degrees import effective_channels, log_noise
 from .evidence import LEVELS, Evidence, at_levels, log_of
 from .trajectory import State
 
-# How many cells the belief is worth that a covariate tells nothing, in units of its standard deviation. Chosen on two
-# models, see docs/mathematics.md.
-RIDGE = 300.0
+# Standard deviation of what is believed of a slope, per standard deviation of its covariate. Chosen on two models, see
+# docs/mathematics.md.
+SLOPES = 0.055
 # Least and most that the spread of an image's log level around the trend may be said to be: six images of one setting
 # tell less of it than the other settings that a head is used at.
 LEVEL_SPREAD = 0.5, 1.5
@@ -164,7 +166,11 @@ def fit_slopes(seen: Sequence[Seen]) -> Slopes:
     x, y = torch.cat(rows), torch.cat(targets)
     size = x.square().mean(0).sqrt().clamp(min=1e-6)
     x = x / size
-    penalty = RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+    # A member of one channel tells far less of a cell than one of many.
+    degrees = statistics.fmean(
+        len(each.deviations) * effective_channels(each.deviations * each.evidence.inside[:, None]) for each in seen
+    )
+    penalty = log_noise(degrees) / SLOPES**2 * torch.eye(x.shape[1], dtype=x.dtype)
     where = (torch.linalg.solve(x.T @ x + penalty, x.T @ y) / size).float()
     rough = torch.cat([rough_level(each.evidence) for each in seen])
     scores = torch.cat([log_scores(each) for each in seen])

@@ -70,7 +70,7 @@ def emoji_kinds() -> list[str]:
 
 
 SETTINGS = {
-    "demo": Setting(load_demo_model, emoji_kinds, (4, 16, 16), 3.0, "dpmpp_2m", "karras", EmojiJudge, 8),
+    "demo": Setting(load_demo_model, emoji_kinds, (4, 16, 16), 3.0, "dpmpp_2m", "karras", EmojiJudge, 24),
     "fashion": Setting(load_fashion_model, kinds, (3, 32, 32), 1.0, "euler", "normal", GarmentJudge, 24),
 }
 

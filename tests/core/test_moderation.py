@@ -4,7 +4,8 @@ import pytest
 import torch
 from measure import spearman
 
-from bayesdiff_core.estimators.moderation import effective_channels, mean_root, moderate
+from bayesdiff_core.estimators.degrees import effective_channels, log_noise, mean_root
+from bayesdiff_core.estimators.moderation import moderate
 
 SHAPE, CHANNELS = (3, 40, 40), 4
 
@@ -32,7 +33,7 @@ def test_moderated_variances_are_nearer_to_the_truth(members, spread):
     assert found.shape == squares.shape and (found > 0).all()
     raw, moderated = error(squares, truth), error(found, truth)
     # What is left of the noise n of a logarithm beside a spread s is n s / (n + s), the least that can be.
-    noise, wide = float(torch.polygamma(1, torch.tensor(members * CHANNELS / 2))), spread**2
+    noise, wide = log_noise(members * CHANNELS), spread**2
     assert moderated < raw and moderated == pytest.approx(noise * wide / (noise + wide), rel=0.4, abs=0.01)
     assert spearman(found.mean(1), truth) > spearman(squares.mean(1), truth)
     # How uncertain an image is as a whole, the trend does not touch.
