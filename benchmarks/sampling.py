@@ -1,9 +1,11 @@
 """What uncertainty costs: KSampler (BayesDiff) against the stock KSampler, in one run.
 
     python dev.py bench sampling [--model demo] [--steps 20] [--batch 4] [--repeats 3] [--json PATH]
-    python dev.py bench sampling --model sd15 --size 32 --steps 4 --repeats 1
+    python dev.py bench sampling --model sd15 --size 32 --steps 4 --batch 1 --qualities instant,draft
+    python dev.py bench sampling --model flux --size 128 --steps 4 --batch 1 --qualities instant
 
-On the demo model, or on random weights in the shape of SD 1.5. Network calls are counted at the model's last layer;
+On the demo model, on random weights in the shape of SD 1.5, or on one block of random weights as wide as Flux (3,072),
+whose 4,096 tokens are those of 1024 by 1024 pixels. Network calls are counted at the model's last layer;
 times are medians over the repeats. *overhead* is the time beyond that of as many calls of plain sampling; *memory* is
 the peak above what was used before the run, relative to plain sampling's, left out below 100 MiB, where it is noise.
 """
@@ -20,17 +22,17 @@ import in_process
 in_process.import_host_and_pack()
 
 import torch  # noqa: E402
-from bayesdiff.bayesdiff_core.estimators.registry import ENSEMBLE, QUALITIES  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.registry import ENSEMBLE, NO_HEAD, QUALITIES  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.host.settings import Guidance  # noqa: E402
-from large_models import conditioning, load_unet  # noqa: E402
+from large_models import WIDE_FLUX, conditioning, load_unet  # noqa: E402
 from measure import PeakMemory, count_calls  # noqa: E402
-from reporting import make_parser, write_rows  # noqa: E402
+from reporting import list_of, make_parser, write_rows  # noqa: E402
 from running import ours, stock  # noqa: E402
 
-CFG, MEMBERS = 3.0, 8
+CFG, MEMBERS = {"demo": 3.0, "sd15": 3.0, "flux": 1.0}, 8
 
 
 def measure(function, layer, repeats: int) -> tuple[int, float, float]:
@@ -48,6 +50,9 @@ def measure(function, layer, repeats: int) -> tuple[int, float, float]:
 
 def load(name: str, folder: Path) -> tuple:
     """A model with positive and negative conditioning, and latents to fit its head on."""
+    if name == "flux":
+        prompts = [WIDE_FLUX.conditioning(seed) for seed in (1, 2)]
+        return (WIDE_FLUX.build(), *prompts), torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     if name == "sd15":
         model, prompts = load_unet("SD 1.5", folder), [conditioning("SD 1.5", seed) for seed in (1, 2)]
         return (model, *prompts), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -62,7 +67,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", choices=["demo", "sd15"], default="demo")
+    parser.add_argument("--model", choices=list(CFG), default="demo")
+    parser.add_argument("--qualities", type=list_of(), default=[*QUALITIES, ENSEMBLE])
     parser.add_argument("--size", type=int, default=16, help="side of a latent")
     arguments = parser.parse_args()
 
@@ -73,15 +79,20 @@ def main() -> None:
 def compare(prompted: tuple, data: torch.Tensor, arguments) -> None:
     model, positive, negative = prompted
     layer = find_last_layer(model)
-    latent = {"samples": torch.zeros(arguments.batch, 4, arguments.size, arguments.size)}
+    cfg = CFG[arguments.model]
+    latent = {"samples": torch.zeros(arguments.batch, data.shape[1], arguments.size, arguments.size)}
     start = time.perf_counter()
-    fit = FitSettings(CFG, levels=8 if arguments.model == "demo" else 2)
+    # A large network need not learn from its own images here: that changes no cost of a run.
+    fit = FitSettings(cfg) if arguments.model == "demo" else FitSettings(cfg, levels=2, own_images=0)
     head = fit_head(model, as_examples(data, positive), negative, fit)
     print(f"fit of the head on {len(data)} samples: {time.perf_counter() - start:.1f} s")
 
-    inputs = dict(seed=0, steps=arguments.steps, cfg=CFG)
-    cases = {"stock KSampler": lambda: stock(prompted, latent, **inputs)}
-    for quality in (*QUALITIES, ENSEMBLE):
+    inputs = dict(seed=0, steps=arguments.steps, cfg=cfg)
+    cases = {
+        "stock KSampler": lambda: stock(prompted, latent, **inputs),
+        NO_HEAD.name: lambda: ours(prompted, None, latent, **inputs),
+    }
+    for quality in arguments.qualities:
         name = f"{quality}, {MEMBERS} members" if quality == ENSEMBLE else quality
         cases[name] = lambda quality=quality: ours(prompted, head, latent, quality, MEMBERS, **inputs)
     rows = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sample
 import comfy.utils
 import torch
@@ -12,12 +14,11 @@ from comfy.model_patcher import ModelPatcher
 
 from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
-from ..bayesdiff_core.reading.grid import LatentGrid
 from .calibrate import calibrate
 from .files import read_caption, read_image
 from .identity import describe_model
 from .last_layer import LastLayer, find_last_layer
-from .latents import latent_grid
+from .latents import empty_latent, latent_grid
 from .layout import discover_last_layer, layout_at
 from .run.space import output_slope
 from .settings import Guidance, RunSettings
@@ -48,44 +49,61 @@ def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
 def own_samples(model: ModelPatcher, guidance: Guidance, latent: dict, count: int, steps: int, seed: int):
     """``count`` samples ``(count, ...)`` of the model's own, of the size of ``latent``."""
     positive, negative, cfg = guidance
-    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(latent["samples"][:1]))
+    empty = empty_latent(model, latent)
     shape, generator = (count, *empty.shape[1:]), torch.Generator().manual_seed(seed)
     noises = torch.randn(shape, generator=generator).split(call_batch(empty))
     bar = comfy.utils.ProgressBar(len(noises) * steps)
-    return torch.cat(
-        [
-            comfy.sample.sample(
-                model,
-                noise,
-                steps,
-                cfg,
-                "euler",
-                "simple",
-                positive,
-                negative,
-                torch.zeros_like(noise),
-                seed=seed,
-                callback=lambda *_: bar.update(1),
-                disable_pbar=True,
-            )
-            for noise in noises
-        ]
-    )
+
+    def sample(noise: torch.Tensor) -> torch.Tensor:
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            "euler",
+            "simple",
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            seed=seed,
+            callback=lambda *_: bar.update(1),
+            disable_pbar=True,
+        )
+
+    return torch.cat([sampled for noise in noises for sampled in or_one_by_one(sample, noise)])
 
 
-def encode_image(vae, image: torch.Tensor, latent: dict, grid: LatentGrid) -> torch.Tensor:
-    """An image ``(1, h, w, 3)`` cropped and scaled to the size of ``latent``, encoded: ``(1, ...)``."""
-    height, width = (grid.pixels_of(side) for side in latent["samples"].shape[-2:])
+def or_one_by_one(work: Callable, *batches: torch.Tensor) -> list:
+    """What ``work`` returns of the batches, or of each image alone where the network takes one image a call."""
+    try:
+        return [work(*batches)]
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception:
+        if len(batches[0]) == 1:
+            raise
+        return [work(*alone) for alone in zip(*(batch.split(1) for batch in batches))]
+
+
+def encode_image(vae, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """An image ``(1, h, w, 3)`` cropped and scaled to a size (height, width) in pixels, encoded: ``(1, ...)``."""
+    height, width = size
     scaled = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "center").movedim(1, -1)
     return vae.encode(scaled)
 
 
+def image_size(model: ModelPatcher, latent: dict) -> tuple[int, int]:
+    """Height and width in pixels of what the host would sample of this LATENT."""
+    grid, (height, width) = latent_grid(model), empty_latent(model, latent).shape[-2:]
+    return grid.pixels_of(height), grid.pixels_of(width)
+
+
 def examples_from_images(model: ModelPatcher, vae, images: torch.Tensor, positive, latent: dict) -> list[Example]:
     """Images ``(n, h, w, c)`` as a data set under one conditioning."""
-    bar, grid = comfy.utils.ProgressBar(len(images)), latent_grid(model)
+    bar, size = comfy.utils.ProgressBar(len(images)), image_size(model, latent)
     encoded = []
     for image in images:
-        encoded.append(encode_image(vae, image[None, ..., :3], latent, grid))
+        encoded.append(encode_image(vae, image[None, ..., :3], size))
         bar.update(1)
     return as_examples(torch.cat(encoded), positive)
 
@@ -98,10 +116,10 @@ def examples_from_folder(
     Returns:
         the data set and how many captions were found.
     """
-    bar, grid, captions = comfy.utils.ProgressBar(len(paths)), latent_grid(model), 0
+    bar, size, captions = comfy.utils.ProgressBar(len(paths)), image_size(model, latent), 0
     plain, data = [], []
     for path in paths:
-        encoded = encode_image(vae, read_image(path), latent, grid)
+        encoded = encode_image(vae, read_image(path), size)
         caption = read_caption(path) if clip is not None else None
         if clip is None or caption is None:
             plain.append(encoded)
@@ -202,7 +220,11 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
                 share = (level + float(torch.rand((), generator=generator))) / settings.levels
                 eps = torch.randn(example.latents.shape, generator=generator)
                 alone = Guidance(conditioning, conditioning, 1.0)
-                visit_state(model, NoisedState(example.latents, share, eps), alone, visit)
+
+                def at_state(latents, eps, share=share, alone=alone):
+                    visit_state(model, NoisedState(latents, share, eps), alone, visit)
+
+                or_one_by_one(at_state, example.latents, eps)
         hessian.end_level()
     assert weights is not None, "a data set is not empty"
     images = sum(len(example.latents) for example in data)

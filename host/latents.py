@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+
+import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -28,6 +32,16 @@ def check_latent(model: ModelPatcher, latent: dict) -> None:
         )
 
 
+def empty_latent(model: ModelPatcher, latent: dict) -> torch.Tensor:
+    """What the host would sample of one image of an empty LATENT of this size: ``(1, ...)``.
+
+    Newer hosts tag an empty latent with the pixels of its cells, and resize it for a model of other cells.
+    """
+    fix = comfy.sample.fix_empty_latent_channels
+    tags = {name: latent[name] for name in inspect.signature(fix).parameters if name in latent}
+    return fix(model, torch.zeros_like(latent["samples"][:1]), **tags)
+
+
 def require_content(latent: dict, purpose: str) -> None:
     """Refuse an empty latent where finished images are needed.
 
@@ -49,6 +63,31 @@ def check_mask(mask: torch.Tensor | None, images: int) -> None:
         raise ValueError(
             f"Expected one mask, or one for each of the {images} images, got {len(mask)}; connect as many masks as "
             "there are images."
+        )
+
+
+def host_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """A mask of each image ``(n, h, w)``, or one for all, so that the host gives each image its own.
+
+    Of latents with a time axis the host takes a mask of fewer than five dimensions for the frames of one clip, and
+    would average those of several images.
+    """
+    if samples.ndim != 5 or mask.ndim >= 5:
+        return mask
+    if mask.ndim == 4:
+        mask = mask[:, 0]
+    return mask if mask.ndim < 3 or len(mask) not in (1, len(samples)) else mask[:, None, None]
+
+
+def warn_of_mixed_masks(latent: dict) -> None:
+    """Tell where the host will mix the masks of a batch of images, see :func:`host_mask`."""
+    samples, mask = latent["samples"], latent.get("noise_mask")
+    if mask is None or samples.is_nested or samples.ndim != 5 or mask.ndim >= 5 or samples.shape[2] > 1:
+        return
+    if len(mask) > 1 and len(samples) > 1:
+        logging.warning(
+            "BayesDiff: ComfyUI takes the masks of a batch of this family for the frames of one clip, and gives all "
+            "images their average; sample one image at a time, or use Repair (BayesDiff), which gives each its own."
         )
 
 

@@ -8,7 +8,6 @@ of its own.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
@@ -144,36 +143,35 @@ def match_positions(geometry: LayerGeometry, arrivals: list[tuple[torch.Tensor, 
 def read_positions(
     model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, count: int
 ) -> torch.Tensor | None:
-    """The output position, of ``count``, that each element of a latent like x comes from, by one network call.
+    """The output position, of ``count``, that each element of a latent like x comes from, by a few network calls.
 
     For a layer that is known to be the last one; a sign that follows it does not matter here.
 
     Args:
         denoise: calls the network for a batch as large as what it is given.
-        x: ``(1, ...)``.
+        x: ``(n, ...)``.
 
     Returns:
         ``x.shape[1:]``; None where the network never returns a whole latent (a prompt for an area).
     """
-    digits = max(1, math.ceil(math.log(count, DIGIT)))
-    seen: list[torch.Tensor] = []
+    conv, positions, power = layer.geometry.kind == "conv2d", torch.zeros(x.shape[1:], dtype=torch.long), 1
+    while power == 1 or power < count:
+        seen: list[torch.Tensor] = []
 
-    def make_output(output: torch.Tensor) -> torch.Tensor:
-        """Image j of the batch carries digit j of the position."""
-        numbers = torch.arange(count, device=output.device)
-        places = torch.stack([numbers // DIGIT**digit % DIGIT for digit in range(digits)])
-        if layer.geometry.kind == "conv2d":
-            values = places.reshape(digits, 1, *output.shape[2:])
-        else:
-            values = places.reshape(digits, *output.shape[1:-1], 1)
-        return values.to(output.dtype).expand(len(output) // digits, *values.shape).flatten(0, 1).expand_as(output)
+        def make_output(output: torch.Tensor, power: int = power) -> torch.Tensor | None:
+            shape = output.shape[2:] if conv else output.shape[1:-1]
+            if shape.numel() != count:  # a window, or an area
+                return None
+            digits = torch.arange(count, device=output.device) // power % DIGIT
+            return digits.reshape(shape if conv else (*shape, 1)).to(output.dtype).expand_as(output)
 
-    with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
-        denoise(x.expand(digits, *x.shape[1:]))
-    if not seen or seen[0].shape[1:] != x.shape[1:]:
-        return None
-    values = seen[0][:digits].abs().round().long().cpu()
-    positions = torch.stack([values[digit] * DIGIT**digit for digit in range(digits)]).sum(0)
+        # One digit of the position at a time: the network may take no other batch than the run's.
+        with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
+            denoise(x)
+        if not seen or not torch.is_tensor(seen[0]) or seen[0].shape[1:] != x.shape[1:]:
+            return None
+        positions += power * seen[0][0].abs().round().long().cpu()
+        power *= DIGIT
     return positions.clamp(max=count - 1)
 
 

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
-from .identity import WARN_ONLY, describe_model
+from .identity import WARN_ONLY, describe_model, described_once, differing
 from .last_layer import LastLayer, find_last_layer
 
 # Of what a head's file says, in letters of a sentence about it.
@@ -104,7 +104,7 @@ def posterior_of(head: LaplaceHead | None, model: ModelPatcher, seed: int = 0) -
 
 
 def check_identity(head: LaplaceHead, model: ModelPatcher, layer: LastLayer) -> None:
-    """Warn of a head of another checkpoint or LoRA, and refuse one of another kind of model.
+    """Warn of a head of another checkpoint, merge, LoRA or sampling, and refuse one of another kind of model.
 
     Raises:
         ValueError: the head was fitted on a model of another kind.
@@ -113,14 +113,17 @@ def check_identity(head: LaplaceHead, model: ModelPatcher, layer: LastLayer) -> 
         wanted = head.about.get(key)
         if wanted == got:
             continue
-        wanted = str(wanted)[:LONGEST]  # a file may say anything
-        if key in WARN_ONLY:
-            logging.warning(
-                f"BayesDiff: this Laplace head was fitted on {WARN_ONLY[key]} (the head's {key}: {wanted}, this "
-                f"model's: {got}); fit a head on this model for exact figures."
-            )
-        else:
+        if key not in WARN_ONLY:
             raise ValueError(
                 f"Expected a Laplace head fitted on this model ({key}: {got}), got one fitted on another "
-                f"({key}: {wanted}); load the head of this model or connect Fit Laplace Head."
+                f"({key}: {str(wanted)[:LONGEST]}); load the head of this model or connect Fit Laplace Head."
+            )
+        if wanted is None or (key == "lora" and wanted == described_once(model)):
+            continue  # an older head, which says nothing of it or says it in fewer words
+        wanted = wanted[:LONGEST]  # a file may say anything
+        difference = differing(wanted, got) if key == "sampling" else f"{wanted} against {got}"
+        if difference:
+            logging.warning(
+                f"BayesDiff: this Laplace head was fitted {WARN_ONLY[key]} than this model's: {difference}; fit a head "
+                "on this model for exact figures."
             )

@@ -4,54 +4,71 @@ from __future__ import annotations
 
 import torch
 
+from .conditioning import rows
+
 
 def select_latent(latent: dict, index: list[int]) -> dict:
     """The LATENT of the images at ``index``, in that order.
 
     Unknown keys stay. As with the host's own Latent From Batch, ``batch_index`` says which images they were, so that
-    a sampler gives each the noise that it had; a noise mask of fewer images is repeated as samplers do.
+    a sampler gives each the noise that it had; noise masks of fewer images are repeated as samplers do.
     """
-    samples = latent["samples"]
+    samples, mask = latent["samples"], latent.get("noise_mask")
     chosen = latent | {"samples": samples[index]}
-    mask = latent.get("noise_mask")
-    if mask is not None and mask.ndim > 2:
-        chosen["noise_mask"] = cycle(mask, index)
-    numbers = latent.get("batch_index", range(len(samples)))
+    if mask is not None and len(masks := images_first(mask, samples)) > 1:
+        chosen["noise_mask"] = rows(masks, index, len(samples))
+    numbers = latent.get("batch_index") or list(range(len(samples)))
     if len(numbers) == len(samples):
         chosen["batch_index"] = [numbers[i] for i in index]
     return chosen
 
 
 def join_latents(latents: list[dict]) -> dict:
-    """One LATENT of all images, the inverse of :func:`select_latent`; other keys are those of the first."""
+    """One LATENT of all images, the inverse of :func:`select_latent`; other keys are those of the first.
+
+    Raises:
+        ValueError: noise masks of several sizes.
+    """
     joined = latents[0] | {"samples": torch.cat([latent["samples"] for latent in latents])}
-    masks = [latent["noise_mask"] for latent in latents if "noise_mask" in latent]
-    if masks and all(len(mask) == len(latent["samples"]) for mask, latent in zip(masks, latents)):
-        joined["noise_mask"] = torch.cat(masks)
-    if "batch_index" in joined:
-        joined["batch_index"] = [number for latent in latents for number in latent["batch_index"]]
+    if any(latent.get("noise_mask") is not None for latent in latents):
+        joined["noise_mask"] = join_masks(latents)
+    # Without numbers, an image had the noise of its place.
+    numbers = [latent.get("batch_index") or range(len(latent["samples"])) for latent in latents]
+    joined["batch_index"] = [number for part in numbers for number in part]
     return joined
 
 
-def select_conditioning(conditioning: list, index: list[int], count: int) -> list:
-    """The CONDITIONING of the images at ``index`` of a batch of ``count``.
+def join_masks(latents: list[dict]) -> torch.Tensor:
+    """The noise masks of all images: that of the first if it is one and the same for all, else ``(n, ...)``."""
+    masks = [latent.get("noise_mask") for latent in latents]
+    given = [images_first(mask, latent["samples"]) for mask, latent in zip(masks, latents) if mask is not None]
+    first = given[0]
+    if any(mask.shape[1:] != first.shape[1:] for mask in given):
+        sizes = ", ".join(str(tuple(mask.shape)) for mask in given)
+        raise ValueError(
+            f"Expected noise masks of one size, got {sizes}; set them anew with Set Latent Noise Mask after the "
+            "latents are joined."
+        )
+    if len(given) == len(masks) and all(len(mask) == 1 and torch.equal(mask, first) for mask in given):
+        return latents[0]["noise_mask"]
+    found = []
+    for latent, mask in zip(latents, masks):
+        size = len(latent["samples"])
+        # Without a mask the sampler draws everywhere.
+        mask = torch.ones_like(first[:1]) if mask is None else images_first(mask, latent["samples"])
+        found.append(rows(mask, list(range(size)), size).expand(size, *mask.shape[1:]))
+    return torch.cat(found)
 
-    What is there once for all images stays; what is there for each (prompt, pooled output, masks) is selected.
-    """
-    chosen = []
-    for tokens, options in conditioning:
-        batches = {count, len(tokens)} - {1}
-        options = {
-            key: cycle(value, index) if torch.is_tensor(value) and value.ndim > 1 and len(value) in batches else value
-            for key, value in options.items()
-        }
-        chosen.append([cycle(tokens, index), options])
-    return chosen
 
-
-def cycle(batch: torch.Tensor, index: list[int]) -> torch.Tensor:
-    """``batch[index]`` of a batch that is repeated for as long as needed, as the host does; one for all stays one."""
-    return batch if len(batch) == 1 else batch[[i % len(batch) for i in index]]
+def images_first(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """A noise mask as ``(k, ...)``: one for each of the first ``k`` images, or one for all."""
+    if mask.ndim == 2:
+        return mask[None]
+    is_clip = samples.ndim == 5 and mask.ndim < 5
+    if is_clip and not (samples.shape[2] == 1 and len(mask) in (1, len(samples))):
+        # The host takes these for the frames of one clip, and gives them to all.
+        return mask.reshape(1, 1, -1, *mask.shape[-2:])
+    return mask
 
 
 def by_image(latent: dict, versions: list[torch.Tensor]) -> dict:

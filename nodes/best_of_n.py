@@ -10,11 +10,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..bayesdiff_core.estimators.registry import NO_HEAD, RANKINGS
 from ..bayesdiff_core.reading.rank import rank
 from ..host.compat import ADVANCED, search_words
+from ..host.conditioning import select_conditioning
 from ..host.latents import check_latent
 from ..host.posterior import posterior_of
-from ..host.selection import select_conditioning, select_latent
+from ..host.selection import select_latent
 from ..host.settings import RunSettings
-from ..host.uses.best_of_n import BestOfN, Plan, best_of_n
+from ..host.uses.best_of_n import BestOfN, Plan, best_of_n, require_separate_images
 from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, denoise_input, head_input, schedule_inputs, seed_input
 
 
@@ -114,6 +115,7 @@ class KSamplerBestOfN(io.ComfyNode):
         **settings,
     ) -> io.NodeOutput:
         check_latent(model, latent_image)
+        require_separate_images(model)
         posterior, run_settings = posterior_of(head, model, seed), RunSettings(**settings)
         ranking = NO_HEAD if head is None else RANKINGS[quality]
         # Without members, what changes between two predictions is all that there is to rank by.
@@ -126,8 +128,9 @@ class KSamplerBestOfN(io.ComfyNode):
         plan = Plan(keep, max(least, round(share * run_settings.steps)), batch_size, score_finished)
 
         def sample(model, latent, numbers, last_step):
+            copies = {}
             positive, negative = (
-                select_conditioning(prompt, numbers, candidates)
+                select_conditioning(prompt, numbers, candidates, copies)
                 for prompt in (run_settings.positive, run_settings.negative)
             )
             of_these = dataclasses.replace(run_settings, positive=positive, negative=negative)

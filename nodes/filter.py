@@ -10,7 +10,8 @@ from ..bayesdiff_core.drawing.sheets import contact_sheet
 from ..bayesdiff_core.reading import rank
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
-from ..host.selection import select_conditioning, select_latent
+from ..host.conditioning import Copies, join_conditionings, select_conditioning
+from ..host.selection import join_latents, select_latent
 from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
 
 KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
@@ -29,6 +30,7 @@ BATCHES = {
     "negative": io.Conditioning,
     "uncertainty": UncertaintyType,
 }
+PROMPTS = {"positive", "negative"}
 
 
 def side_outputs(side: str) -> list[io.Output]:
@@ -138,23 +140,33 @@ class FilterByUncertainty(io.ComfyNode):
 
     @classmethod
     def execute(cls, rule, keep, fraction, deviations, threshold, order, scores=None, **given) -> io.NodeOutput:
-        batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if parts is not None}
+        given = {kind: parts for kind, parts in given.items() if parts is not None}
+        batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if kind not in PROMPTS}
         if scores is None and "uncertainty" not in batches:
             raise ValueError(NO_SCORES)
         values = batches["uncertainty"].scores() if scores is None else torch.tensor(scores, dtype=torch.float64)
         values = values.double().cpu()
         batches = {kind: aligned(kind, batch, len(values)) for kind, batch in batches.items()}
+        batches |= one_prompt_each(given, len(values))
 
-        kept = {
-            KEEP_BEST: lambda: rank.keep_best(values, keep[0]),
-            DROP_FRACTION: lambda: rank.drop_fraction(values, fraction[0]),
-            DROP_OUTLIERS: lambda: rank.drop_outliers(values, deviations[0]),
-            THRESHOLD: lambda: rank.keep_below(values, threshold[0]),
-        }[rule[0]]()
+        unknown = not values.isfinite().any()
+        kept = (
+            torch.ones(len(values), dtype=torch.bool)
+            if unknown
+            else {
+                KEEP_BEST: lambda: rank.keep_best(values, keep[0]),
+                DROP_FRACTION: lambda: rank.drop_fraction(values, fraction[0]),
+                DROP_OUTLIERS: lambda: rank.drop_outliers(values, deviations[0]),
+                THRESHOLD: lambda: rank.keep_below(values, threshold[0]),
+            }[rule[0]]()
+        )
         ranked = rank.rank(values).tolist()
         walk = ranked if order[0] == BEST_FIRST else range(len(values))
         sides = [[i for i in walk if kept[i]], [i for i in walk if not kept[i]]]
-        outputs = [split_off(kind, batches, index, values) for index in sides for kind in [*BATCHES, "scores"]]
+        outputs = []
+        for index in sides:
+            copies: Copies = {}
+            outputs += [split_off(kind, batches, index, values, copies) for kind in [*BATCHES, "scores"]]
         sheet = ExecutionBlocker(MISSING.format("images", "contact sheet"))
         if "images" in batches:
             places = percentiles_of(batches.get("uncertainty"), values)
@@ -179,22 +191,37 @@ MISSING = "Expected the input {} for the output {}, got nothing there; connect i
 
 
 def one_batch(kind: str, parts: list):
-    """The batch of one input, which the host passes as a list."""
-    if len(parts) > 1:
+    """The batch of one input: that of a list, whose parts are joined.
+
+    Raises:
+        ValueError: the parts differ in size, or in what made them.
+    """
+    if kind == "masks":
+        parts = [part[None] if part.ndim == 2 else part for part in parts]
+    if len(parts) == 1 or (kind == "latent" and any(part["samples"].is_nested for part in parts)):
+        return parts[0]  # a nested latent is refused later, alone or not
+    found = list(dict.fromkeys(likeness(kind, part) for part in parts))
+    if len(found) > 1:
         raise ValueError(
-            f"Expected one batch at the input {kind}, got a list of {len(parts)}; join it first, with Rebatch Images "
-            "or Rebatch Latents."
+            f"Expected parts of one size and kind in the list at the input {kind}, got {' and '.join(found)}; filter "
+            "each kind by itself."
         )
-    return parts[0]
+    join = {"latent": join_latents, "uncertainty": Uncertainty.join}.get(kind, torch.cat)
+    return join(parts)
+
+
+def likeness(kind: str, part) -> str:
+    """In words, what parts that can be joined have in common: the size of one image and, of an uncertainty, more."""
+    if kind == "uncertainty":
+        size = " x ".join(map(str, part.variance.shape[1:]))
+        return f"{size} ({part.estimator}, {len(part.deviations)} members, {len(part.trajectory)} points of the way)"
+    return " x ".join(map(str, (part["samples"] if kind == "latent" else part).shape[1:]))
 
 
 def aligned(kind: str, batch, count: int):
     """The batch, after checking that it has ``count`` images."""
-    if kind in ("positive", "negative"):
-        return batch
-    if kind == "masks":
-        batch = batch[None] if batch.ndim == 2 else batch
-        batch = batch.expand(count, -1, -1) if len(batch) == 1 else batch
+    if kind == "masks" and len(batch) == 1:
+        batch = batch.expand(count, *batch.shape[1:])
     tensor = {"latent": lambda: batch["samples"], "uncertainty": lambda: batch.variance}.get(kind, lambda: batch)()
     if tensor.is_nested or len(tensor) != count:
         got = "a nested latent" if tensor.is_nested else len(tensor)
@@ -205,8 +232,42 @@ def aligned(kind: str, batch, count: int):
     return batch
 
 
-def split_off(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
-    """One output: the items of one kind of batch at ``index``."""
+def one_prompt_each(given: dict[str, list], count: int) -> dict[str, list]:
+    """The prompts for a batch of ``count``, which may be the parts of a list joined.
+
+    Raises:
+        ValueError: a list of prompts that are not one for each part.
+    """
+    sizes = {
+        kind: [len(part["samples"] if kind == "latent" else part) for part in given[kind]]
+        for kind in ("latent", "uncertainty", "images")
+        if kind in given
+    }
+    # A single prompt met each part anew: its first row belongs to the first image of every part.
+    sampled = sizes.get("latent") or sizes.get("uncertainty") or [count]
+    within = [place for size in sampled for place in range(size)]
+    found, copies = {}, {}
+    for kind in PROMPTS & given.keys():
+        parts = given[kind]
+        if len(parts) == 1:
+            found[kind] = select_conditioning(parts[0], within, max(sampled), copies)
+            continue
+        of_parts = next((known for known in sizes.values() if len(known) == len(parts)), [1] * len(parts))
+        if sum(of_parts) != count:
+            raise ValueError(
+                f"Expected one prompt at the input {kind}, or a list with one for each part of the batch, got a list "
+                f"of {len(parts)} for {count} images; connect the latents of the same list too."
+            )
+        found[kind] = join_conditionings(parts, of_parts)
+    return found
+
+
+def split_off(kind: str, batches: dict, index: list[int], scores: torch.Tensor, copies: Copies):
+    """One output: the items of one kind of batch at ``index``.
+
+    Args:
+        copies: for :func:`~..host.conditioning.select_conditioning`; the same for both prompts of a side.
+    """
     if kind != "scores" and kind not in batches:
         return ExecutionBlocker(MISSING.format(kind, kind))
     if not index:  # the host has no empty batch
@@ -216,8 +277,8 @@ def split_off(kind: str, batches: dict, index: list[int], scores: torch.Tensor):
     batch = batches[kind]
     if kind == "latent":
         return select_latent(batch, index)
-    if kind in ("positive", "negative"):
-        return select_conditioning(batch, index, len(scores))
+    if kind in PROMPTS:
+        return select_conditioning(batch, index, len(scores), copies)
     if kind == "uncertainty":
         return batch.select(torch.tensor(index))
     return batch[index]
@@ -229,6 +290,8 @@ def describe(sides: list[list[int]], scores: torch.Tensor) -> str:
         numbers = ", ".join(f"{i} ({scores[i]:.4g})" for i in index) or "none"
         lines.append(f"{name} {len(index)} of {len(scores)}: {numbers}")
     unknown = int((~scores.isfinite()).sum())
-    if unknown:
+    if unknown == len(scores):
+        lines.append("Nothing is known of any of them, so all are kept.")
+    elif unknown:
         lines.append(f"{unknown} of the scores are not numbers and count as worst.")
     return LINE_BREAK.join([*lines, "Images are numbered from 0, as in the batch; their scores are in brackets."])

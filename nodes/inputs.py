@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, ENSEMBLE, QUALITIES
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
+from ..host.run.beside import Beside
 from ..host.settings import SAMPLERS, SCHEDULERS
 
 LaplaceHeadType = io.Custom("LAPLACE_HEAD")
@@ -125,7 +128,19 @@ NO_SCALE = (
 
 
 def read_out(uncertainty: Uncertainty) -> tuple:
-    """The outputs of :func:`sampler_outputs`."""
-    percentiles = uncertainty.percentiles()
-    known = ExecutionBlocker(NO_SCALE) if percentiles is None else percentiles.tolist()
-    return uncertainty, uncertainty.scores().tolist(), known
+    """The outputs of :func:`sampler_outputs`. Of what is unknown, scores are NaN."""
+    beside = Beside()
+    if uncertainty.is_known:
+        with beside.guarded("scoring the images"):
+            percentiles = uncertainty.percentiles()
+            known = ExecutionBlocker(NO_SCALE) if percentiles is None else percentiles.tolist()
+            return uncertainty, uncertainty.scores().tolist(), known
+    return uncertainty, [math.nan] * len(uncertainty), ExecutionBlocker(uncertainty.unknown or beside.problem)
+
+
+def nothing_to_read(uncertainty: Uncertainty) -> io.NodeOutput | None:
+    """What a node returns of an uncertainty of which nothing is known: the host shows why, and goes on elsewhere.
+
+    An error would stop the graph before it saves the image. None where there is something to read.
+    """
+    return None if uncertainty.is_known else io.NodeOutput(block_execution=uncertainty.unknown)

@@ -8,7 +8,7 @@ from ..bayesdiff_core.drawing.sheets import sheet, with_colour_bars
 from ..bayesdiff_core.reading.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map
 from ..host.compat import ADVANCED, search_words
 from ..host.decode import decode, decoded_std
-from .inputs import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 PER_IMAGE, PER_BATCH = "each image", "whole batch"
 LATENT, PIXELS, TILED = "latent", "pixels", "pixels, tiled"
@@ -97,6 +97,8 @@ class UncertaintyMap(io.ComfyNode):
     def execute(
         cls, uncertainty, vae, scale, opacity, resolution=LATENT, tile_size=512, colours="inferno", colour_bar=False
     ) -> io.NodeOutput:
+        if nothing := nothing_to_read(uncertainty):
+            return nothing
         uncertainty.require_images()  # before anything is decoded
         per_image, tile = scale == PER_IMAGE, tile_size if resolution == TILED else None
         image = decode(vae, uncertainty.latent, tile)

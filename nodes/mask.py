@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..bayesdiff_core.reading import masks
 from ..bayesdiff_core.reading.maps import normalise_map
 from ..host.compat import ADVANCED, search_words
-from .inputs import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
 
@@ -114,6 +114,8 @@ class UncertaintyToMask(io.ComfyNode):
         soft=False,
         invert=False,
     ) -> io.NodeOutput:
+        if nothing := nothing_to_read(uncertainty):
+            return nothing
         std = uncertainty.maps()
         if threshold == AREA:
             mask = masks.most_uncertain_area(std, area)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
 from ..bayesdiff_core.reading.scores import DEFAULT, SCORES
 from ..host.compat import search_words
-from .inputs import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 HISTOGRAM, OVER_SIGMA = "scores of the batch", "uncertainty over sigma"
 
@@ -41,6 +41,8 @@ class UncertaintyPlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, uncertainty, plot, score, width, height) -> io.NodeOutput:
+        if nothing := nothing_to_read(uncertainty):
+            return nothing
         if plot == OVER_SIGMA:
             sigmas, stds = uncertainty.std_over_sigma()
             return io.NodeOutput(plot_over_sigma(sigmas, stds, width, height))

@@ -134,7 +134,7 @@ class Repair(io.ComfyNode):
 
         best, attempts = repair(latent_image, posterior, RunSettings(**settings), plan, mask_of, uncertainty)
         versions = [latent_image["samples"], *(attempt.samples for attempt in attempts)]
-        nothing = torch.zeros_like(best.maps())
+        nothing = torch.zeros(len(best), *best.image_size())
         tried = torch.stack([nothing, *(attempt.mask for attempt in attempts)], dim=1).flatten(0, 1)
         scores = best.scores()
         return io.NodeOutput(
@@ -143,7 +143,7 @@ class Repair(io.ComfyNode):
             scores.tolist(),
             by_image(latent_image, versions),
             tried,
-            describe(attempts, scores),
+            describe(attempts, scores) if best.is_known else f"Nothing was repaired. {best.unknown}",
         )
 
 

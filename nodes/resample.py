@@ -10,7 +10,7 @@ from ..host.latents import check_belongs, check_latent, check_mask
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.resample import Variations, resample
-from .inputs import CATEGORY, UncertaintyType, run_inputs, seed_input
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read, run_inputs, seed_input
 
 
 class Resample(io.ComfyNode):
@@ -91,6 +91,8 @@ class Resample(io.ComfyNode):
         check_latent(model, latent_image)
         check_belongs(latent_image, uncertainty)
         check_mask(mask, len(latent_image["samples"]))
+        if nothing := nothing_to_read(uncertainty):
+            return nothing
         inside = latent_image.get("noise_mask") if mask is None else mask
         require_finite_mask(inside)
         wanted = Variations(start_at, variations, strength, seed)

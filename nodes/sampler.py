@@ -8,11 +8,11 @@ from comfy_api.latest import io
 
 from ..bayesdiff_core.estimators.registry import NO_HEAD, make_quality
 from ..host.compat import search_words
-from ..host.latents import check_latent
+from ..host.latents import check_latent, warn_of_mixed_masks
 from ..host.posterior import NoPosterior, Posterior, posterior_of
 from ..host.run.progress import Progress
 from ..host.run.sample import Sampled, sample_with_uncertainty
-from ..host.run.stock import Run, custom_run
+from ..host.run.stock import CustomRun, Run
 from ..host.settings import RunSettings
 from .inputs import (
     CATEGORY,
@@ -50,7 +50,9 @@ def check(head, model, latent: dict, members: int, seed: int) -> Posterior | NoP
     """Check what the user gave, before any work: the posterior of ``model``, if there is a head."""
     if problem := members_problem(members):
         raise ValueError(problem)
-    check_latent(model, latent)
+    if not latent["samples"].is_nested:
+        check_latent(model, latent)
+    warn_of_mixed_masks(latent)
     return posterior_of(head, model, seed)
 
 
@@ -203,7 +205,7 @@ class SamplerCustomBayesDiff(UncertainSampler):
     def execute(
         cls, noise, guider, sampler, sigmas, latent_image, quality, members, head=None, options=None
     ) -> io.NodeOutput:
-        run = custom_run(noise, guider, sampler, sigmas)
+        run = CustomRun(noise, guider, sampler, sigmas)
         posterior = check(head, guider.model_patcher, latent_image, members, noise.seed)
         sampled = sample(run, latent_image, posterior, quality, members, options)
-        return io.NodeOutput(sampled.latent, sampled.denoised, *read_out(sampled.uncertainty))
+        return io.NodeOutput(sampled.latent, run.denoised, *read_out(sampled.uncertainty))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.reading.scores import DEFAULT, SCORES, SEMANTIC_SCORES, inside_cells, score_table
 from ..host.compat import search_words
 from ..host.decode import member_features
-from .inputs import CATEGORY, UncertaintyType
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 
 class UncertaintyScore(io.ComfyNode):
@@ -56,6 +57,8 @@ class UncertaintyScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, uncertainty, score, mask=None, vae=None, clip_vision=None) -> io.NodeOutput:
+        if nothing_to_read(uncertainty):
+            return io.NodeOutput(ExecutionBlocker(uncertainty.unknown), uncertainty.unknown)
         uncertainty.require_images()
         if score in SCORES:
             found = uncertainty.scores(score, mask)

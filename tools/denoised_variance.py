@@ -31,7 +31,7 @@ def denoised_variance(posterior: Posterior, layout: Layout, state: NoisedState, 
     look, found, model = Look(posterior), [], posterior.model
 
     def visit(denoise, x, sigma, x0):
-        with look.once():
+        with look.at(reading=True):
             denoise(x)
         if not look.is_guided_pair():
             raise ValueError(
@@ -39,7 +39,7 @@ def denoised_variance(posterior: Posterior, layout: Layout, state: NoisedState, 
                 "use the posterior ensemble, which takes any prompt."
             )
         slope = output_slope(model.get_model_object("model_sampling"), sigma, x)
-        seen = look.gamma_squared(guidance.cfg)
+        seen, _ = look.gamma_squared(guidance.cfg, len(x))
         assert seen is not None, "a guided pair was seen"
         variance = layout.place(seen) * slope.square().cpu()
         found.append(variance * latent_slope(model.model, x).square().cpu())

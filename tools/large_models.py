@@ -1,7 +1,11 @@
-"""UNets in the shape of SD 1.5 and SDXL with random weights, as files that the stock loader reads; for benchmarks."""
+"""Networks of real sizes with random weights, for benchmarks.
+
+UNets in the shape of SD 1.5 and SDXL, as files that the stock loader reads, and a Flux of full width with one block.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import comfy.ops
@@ -11,6 +15,7 @@ import safetensors.torch
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
+from families import FAMILIES, Family
 
 COMMON = dict(
     image_size=32,
@@ -47,6 +52,13 @@ CONFIGS = {
         adm_in_channels=2816,
     ),
 }
+# As wide as Flux at its end, and short: what is measured beside it weighs more than beside 57 blocks.
+WIDE_FLUX: Family = dataclasses.replace(
+    FAMILIES["Flux"],
+    options=FAMILIES["Flux"].options
+    | dict(hidden_size=3072, num_heads=24, mlp_ratio=1.0, depth=0, depth_single_blocks=1, axes_dim=[16, 56, 56]),
+    latent=(1, 16, 128, 128),
+)
 EXTRAS = {"SD 1.5": {}, "SDXL": {"pooled_output": torch.full((1, 1280), 0.3)}}
 
 

@@ -29,12 +29,14 @@ class Estimate:
         deviations: ``(k, n, ...)``, of the members from the image; k is 0 where there are none.
         along: variance of x at the states that were asked for, by their index; without those where it is unknown.
         measures: what the root of the variance is, if not what the estimator as a rule measures.
+        problem: why some of the images are unknown, in a sentence for the user; their variance is NaN.
     """
 
     variance: torch.Tensor
     deviations: torch.Tensor
     along: dict[int, torch.Tensor]
     measures: str = ""
+    problem: str = ""
 
 
 class NominalRun(Protocol):

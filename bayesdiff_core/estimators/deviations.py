@@ -20,9 +20,9 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from .base import Estimate, Estimator, NominalRun, knob
+from .degrees import effective_channels
 from .ensemble import EnsembleVariance
 from .evidence import is_needed
-from .degrees import effective_channels
 from .moderation import Moderation
 from .trajectory import Scales, State, Trajectory
 
@@ -53,6 +53,13 @@ def choose_states(levels: list[float], count: int) -> list[int]:
 LEAST_LEFT = 0.05
 # A sampler that keeps less than this of its noise renews it, and forgets with it: there extrapolating is unstable.
 LEAST_KEPT = 0.9
+
+# How many times the image's own spread a member may end from it: beyond, the walk has left the linear range.
+FARTHEST = 2.0
+RAN_AWAY = (
+    "Expected members that stay near the image, got some that ran away from it, so a size cannot be told; choose the "
+    "quality 'instant' or 'ensemble', or a lower cfg."
+)
 
 # ``dD`` at a state, for a deviation delta of x (None for no deviation): one perturbed network call.
 Deviate = Callable[[State, torch.Tensor | None], torch.Tensor]
@@ -109,6 +116,14 @@ def follow(
             previous = change, step
     assert delta is not None, "a member is followed at one state at least"
     return delta, {j: found.get(j, torch.zeros_like(delta)) for j in along}
+
+
+def ran_away(deviations: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+    """Whether one of the members ``(k, n, ...)`` ended further from an image than it varies itself, ``(n,)``."""
+    image = trajectory.states[-1].denoised.float() * trajectory.end.signal
+    own = image.flatten(1).std(1, correction=0)
+    farthest = deviations.flatten(2).square().mean(2).sqrt().amax(0)
+    return farthest > FARTHEST * own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,4 +186,6 @@ class Deviations(Estimator):
         if moderation is not None:
             factor = moderation.size(found, end.count)
             found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
-        return Estimate(found, torch.stack(deviations), along_variance)
+        away = ran_away(torch.stack(deviations), trajectory)
+        found[away] = torch.nan
+        return Estimate(found, torch.stack(deviations), along_variance, problem=RAN_AWAY if away.any() else "")

@@ -129,12 +129,14 @@ class Evidence:
         gradient: ``(2, n, ...)``, local gradient energy of the image, and its blur.
         variance: ``(8, n, ...)``, gamma² of ``denoised``; None where it was not seen.
         share: ``(n, ...)``, how much of each cell was denoised; None for all.
+        sized: whether the size of ``variance`` is right, and not its shape alone.
     """
 
     change: torch.Tensor
     gradient: torch.Tensor
     variance: torch.Tensor | None
     share: torch.Tensor | None
+    sized: bool = True
 
     @property
     def covariates(self) -> torch.Tensor:
@@ -146,10 +148,12 @@ class Evidence:
         """The change over :data:`MIDDLE` and gamma² at :data:`LATE`, half of each in logarithm, ``(n, ...)``.
 
         About the logarithm of the variance, on every model that was tried but for one number. The change alone where
-        gamma² was not seen.
+        gamma² was not seen, or not in its size.
         """
         change = self.change[[LEVELS.index(level) for level in MIDDLE]].mean(0)
-        return change if self.variance is None else change / 2 + self.variance[LEVELS.index(LATE)]
+        if self.variance is None or not self.sized:
+            return change
+        return change / 2 + self.variance[LEVELS.index(LATE)]
 
     @property
     def inside(self) -> torch.Tensor:
@@ -175,6 +179,7 @@ def read_evidence(trajectory: Trajectory) -> Evidence:
         log_gradient(trajectory.states[-1].denoised),
         log_variance(trajectory.states),
         trajectory.share_denoised,
+        trajectory.sized,
     )
 
 

@@ -81,12 +81,14 @@ class Trajectory:
         sampler: name of the sampling algorithm, "" where it has none.
         share_denoised: ``(n, ...)`` without channels, how much of each cell a mask let the run denoise, at the state
             where it let most of it; None for all.
+        sized: whether the variances of ``denoised`` have their right size, and not their shape alone.
     """
 
     states: tuple[State, ...]
     end: Scales
     sampler: str = ""
     share_denoised: torch.Tensor | None = None
+    sized: bool = True
 
     @property
     def shape(self) -> torch.Size:

@@ -115,7 +115,9 @@ class Trend:
     images: int
 
     def slopes(self, evidence: Evidence) -> Slopes:
-        return self.blind if evidence.variance is None else self.full
+        if evidence.variance is None:
+            return self.blind
+        return self.full if evidence.sized else dataclasses.replace(self.full, level=self.blind.level)
 
     def way_at(self, state: State) -> float:
         """How far members are from the run at a state, over how far they end from it."""

@@ -72,7 +72,8 @@ class Uncertainty:
         measures: what the root of the variance is.
         score: which score the image is told by, unless another is asked for.
         scale: scores of the model's own images; None where the head knows none, or none of what this measures.
-        unknown: why there is nothing to read, in a sentence for the user; "" if there is. The variance is NaN then.
+        unknown: why nothing is known of some or all of the images, in a sentence for the user; "" if all is known. The
+            variance of those is NaN.
     """
 
     variance: torch.Tensor
@@ -95,13 +96,18 @@ class Uncertainty:
 
     # ------------------------------------------------------------ what can be read
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is known of any image."""
+        return not self.unknown or not bool(self.variance.isnan().all())
+
     def require_images(self) -> None:
         """Refuse what maps, masks and scores of a region cannot read.
 
         Raises:
-            ValueError: nothing is known, the latent is not a batch of images, or a variance is no finite number.
+            ValueError: something is unknown, the latent is not a batch of images, or a variance is no finite number.
         """
-        if self.unknown:
+        if self.unknown and self.variance.isnan().any():
             raise ValueError(self.unknown)
         shape = tuple(self.variance.shape)
         if len(shape) == 5 and shape[2] > 1:
@@ -185,9 +191,11 @@ class Uncertainty:
 
     def select(self, index: torch.Tensor) -> Uncertainty:
         """The uncertainty of the images at ``index`` ``(m,)`` alone, in that order."""
+        variance = self.variance[index]
         return dataclasses.replace(
             self,
-            variance=self.variance[index],
+            variance=variance,
+            unknown=self.unknown if variance.isnan().any() else "",
             latent=self.latent[index],
             deviations=self.deviations[:, index],
             trajectory=tuple(moment.select(index) for moment in self.trajectory),
@@ -196,6 +204,7 @@ class Uncertainty:
     @staticmethod
     def join(parts: list[Uncertainty]) -> Uncertainty:
         """One uncertainty of all images of the parts, in their order; one estimator made all of them."""
+        members = min(len(part.deviations) for part in parts)  # none where a part is unknown
         moments = tuple(
             dataclasses.replace(
                 same[0],
@@ -208,7 +217,7 @@ class Uncertainty:
             parts[0],
             variance=torch.cat([part.variance for part in parts]),
             latent=torch.cat([part.latent for part in parts]),
-            deviations=torch.cat([part.deviations for part in parts], dim=1),
+            deviations=torch.cat([part.deviations[:members] for part in parts], dim=1),
             trajectory=moments,
             unknown=next((part.unknown for part in parts if part.unknown), ""),
         )

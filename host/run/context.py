@@ -77,6 +77,12 @@ class RunContext:
         function = getattr(self.executor.class_obj, "sampler_function", None)
         return getattr(function, "__name__", "").removeprefix("sample_")
 
+    @property
+    def has_other_network(self) -> bool:
+        """Whether the guider asks a second network too, whose last layer has no posterior here."""
+        parts = vars(self.guider).values() if hasattr(self.guider, "__dict__") else ()
+        return any(isinstance(part, ModelPatcher) and part.model is not self.model.model for part in parts)
+
     def scales(self, sigma: float) -> Scales:
         return scales(self.sampling, sigma)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -11,11 +11,38 @@ from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.posterior.features import guided_features
 from ..posterior import Posterior
+from .beside import Beside
 
 WRAPPER_KEY = "bayesdiff_look"
 COND, UNCOND = 0, 1
 # Calls that show where the outputs of the last layer end up: with three, even half precision has no two alike.
 ARRIVALS = 3
+
+
+# Values of an answer of the last layer that are kept, to know it again.
+OUTLINE = 4096
+
+
+def outline(output: torch.Tensor) -> torch.Tensor:
+    """Some values of an output, at even distances, ``(m,)``, float32 on the CPU."""
+    flat = output.detach().flatten()
+    return flat[:: max(1, len(flat) // OUTLINE)].float().cpu()
+
+
+class Answers:
+    """Outlines of what the last layer returns while one prediction is made, in the order of its calls."""
+
+    def __init__(self):
+        self.outlines: list[torch.Tensor] = []
+
+    def see(self, module, inputs, output) -> None:
+        """A forward hook."""
+        self.outlines.append(outline(output))
+
+    @property
+    def whole(self) -> torch.Tensor:
+        """All in one, ``(m,)``."""
+        return torch.cat([*self.outlines, torch.empty(0)])
 
 
 class Look:
@@ -28,14 +55,25 @@ class Look:
     def __init__(self, posterior: Posterior, independent: bool = False):
         self.layer, self.head, self.independent = posterior.layer, posterior.head, independent
         self.network = posterior.model.model.diffusion_model
-        self.looking = False
+        self.beside = Beside()
+        self.looking = self.reading = False
         # Of the first calls: the outputs of the last layer and what the network returned, of one image.
         self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
         # What one prediction read: the number of the prompt in the host's list, and the features.
         self.parts: list[tuple[int, torch.Tensor]] = []
+        self.answers = Answers()
 
     def add_to(self, model: ModelPatcher) -> None:
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.apply_model)
+
+    def begin(self, beside: Beside) -> None:
+        """A run begins.
+
+        Args:
+            beside: guards what is done here.
+        """
+        self.beside = beside
+        self.arrivals.clear()
 
     def apply_model(self, executor, *args, **kwargs):
         """APPLY_MODEL wrapper."""
@@ -46,31 +84,49 @@ class Look:
         arrived: list[torch.Tensor] = []
 
         def see(module, inputs, output):
-            seen.append(inputs[0])
-            left.append(output)
+            with self.beside.guarded("reading the last layer"):
+                self.answers.see(module, inputs, output)
+                left.append(output)
+                if self.reading:
+                    seen.append(inputs[0])
+
+        def arrive(module, inputs, output):
+            with self.beside.guarded("reading the network"):
+                arrived.append(output)
 
         # A compiled network keeps no hook that comes after its compilation: then nothing is seen, and nothing changed.
-        handles = [
-            self.layer.module.register_forward_hook(see),
-            self.network.register_forward_hook(lambda module, inputs, output: arrived.append(output)),
-        ]
+        handles = []
+        with self.beside.guarded("reading the last layer"):
+            handles = [
+                self.layer.module.register_forward_hook(see),
+                self.network.register_forward_hook(arrive),
+            ]
         try:
             out = executor(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
-        if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS and torch.is_tensor(arrived[0]):
-            self.arrivals.append((left[0][0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
-        options = kwargs.get("transformer_options") or args[5]
-        order = options["cond_or_uncond"]
-        for features in seen:
-            self.parts += zip(order, features.chunk(len(order)))
+        with self.beside.guarded("reading the last layer"):
+            if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS and torch.is_tensor(arrived[0]):
+                self.arrivals.append((left[0][0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
+            options = kwargs.get("transformer_options") or args[5]
+            order = options["cond_or_uncond"]
+            for features in seen:
+                self.parts += zip(order, features.chunk(len(order)))
         return out
+
+    def at(self, reading: bool) -> AbstractContextManager[None]:
+        """Look at the one prediction that is made inside.
+
+        Args:
+            reading: keep the features, for :meth:`gamma_squared`.
+        """
+        self.reading, self.parts, self.answers = reading, [], Answers()
+        return self.once()
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        """Look at the one prediction that is made inside."""
-        self.looking, self.parts = True, []
+        self.looking = True
         try:
             yield
         finally:
@@ -81,8 +137,8 @@ class Look:
         numbers = [number for number, _ in self.parts]
         return sorted(numbers) in ([COND], [COND, UNCOND])
 
-    def gamma_squared(self, cfg: float | None) -> torch.Tensor | None:
-        """gamma² of the network's guided output at every output position, ``(n, ...)``, float32.
+    def gamma_squared(self, cfg: float | None, images: int) -> tuple[torch.Tensor | None, bool]:
+        """gamma² of the network's guided output at every output position, ``(n, ...)``, float32 on the CPU.
 
         One W serves both halves of a guidance, so ``F = W[(1 - w) phi_u + w phi_c]`` and gamma² is that of the mixed
         features. Where more than two predictions were mixed (regions, other guiders) it is their mean: right in shape,
@@ -90,21 +146,24 @@ class Look:
 
         Args:
             cfg: the guidance, None where the guider has no such number.
+            images: how many there are.
 
         Returns:
-            on the CPU; None where nothing was seen. What was seen is forgotten.
+            gamma², and whether its size is right; None where nothing was seen of whole images. What was seen is
+            forgotten.
         """
         is_pair, seen, self.parts = self.is_guided_pair(), self.parts, []
-        if not seen:
-            return None
+        # Windows over a batch show the network a part of it at a time.
+        if not seen or any(len(features) != images for _, features in seen):
+            return None, False
         if cfg is None or not is_pair:
             whole = max(features.numel() for _, features in seen)
             parts = [self.head.variance(features) for _, features in seen if features.numel() == whole]
-            return torch.stack(parts).mean(0).cpu()
+            return torch.stack(parts).mean(0).cpu(), False
         parts = {number: features.float() for number, features in seen}
         if UNCOND not in parts:
-            return self.head.variance(parts[COND]).cpu()
+            return self.head.variance(parts[COND]).cpu(), True
         if self.independent:
             cond, uncond = (self.head.variance(parts[number]) for number in (COND, UNCOND))
-            return (cfg**2 * cond + (1 - cfg) ** 2 * uncond).cpu()
-        return self.head.variance(guided_features(parts[COND], parts[UNCOND], cfg)).cpu()
+            return (cfg**2 * cond + (1 - cfg) ** 2 * uncond).cpu(), True
+        return self.head.variance(guided_features(parts[COND], parts[UNCOND], cfg)).cpu(), True

@@ -10,21 +10,27 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
-from ...bayesdiff_core.estimators.trajectory import SaveAt, Unknown, nearest_sigma
+from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
 from ...bayesdiff_core.reading.uncertainty import Moment
 from ..posterior import NoPosterior, Posterior
+from .beside import Beside
 from .context import RunContext, SamplerInputs
 from .look import Look
 from .progress import Progress
-from .quirks import estimating, generator_devices
+from .quirks import kept_generators
 from .recorder import Recorder
 from .replay import Replay
 from .stock import WRAPPER_KEY
 
 NEVER_ASKED = (
-    "Expected a sampler and a guider that ask the model for predictions, got some that never asked it; choose the "
-    "quality 'ensemble' for them."
+    "Expected a sampler and a guider that ask the model for predictions where they can be seen, got some that go past "
+    "it; choose the quality 'ensemble' for them, which needs a Laplace head."
 )
+OTHER_NETWORK = (
+    "BayesDiff: this guider asks a second network too. The head is of the first, so the uncertainty counts the first "
+    "network's last layer alone."
+)
+OF_THE_FIRST = " by the first of two networks"
 # Members whose deviations are kept, to decode or to compare; more would only take memory.
 KEPT_MEMBERS = 16
 
@@ -57,9 +63,15 @@ def nothing(latent: torch.Tensor) -> Found:
 
 
 def unknown(latent: torch.Tensor, why: str) -> Found:
-    """What cannot be told of a run, and why."""
+    """What cannot be told of a run, and why. Of a nested latent it is that of its first part."""
     logging.warning(f"BayesDiff: the uncertainty of this run is unknown. {why}")
+    latent = whole_or_first(latent)
     return nothing(latent)._replace(variance=torch.full(latent.shape, torch.nan), unknown=why)
+
+
+def whole_or_first(latent: torch.Tensor) -> torch.Tensor:
+    """A latent, or the first part (the picture) of a nested one."""
+    return latent.unbind()[0] if latent.is_nested else latent
 
 
 class Observer:
@@ -77,6 +89,7 @@ class Observer:
         self.look = Look(posterior, estimator.independent_guidance) if isinstance(posterior, Posterior) else None
         self.recorder: Recorder | None = None
         self.found: Found | None = None
+        self.beside = Beside()
 
     def add_to(self, model: ModelPatcher) -> None:
         """Add the wrappers to a clone, and keep no hold of it.
@@ -97,29 +110,38 @@ class Observer:
 
     def sampler_sample(self, executor, guider, sigmas, extra_args, *inputs, **named):
         """SAMPLER_SAMPLE wrapper: run the sampler, then let the estimator work."""
-        given = SamplerInputs(*inputs, **named)
-        context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)
-        self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
-        if self.look is not None:
-            self.look.arrivals.clear()
-        self.recorder = recorder = Recorder(context, self.look, self.estimator)
+        beside = self.beside = Beside()
+        context = recorder = None
+        with beside.guarded("reading what will be sampled"):
+            given = SamplerInputs(*inputs, **named)
+            context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)
+            self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
+            look = self.look
+            if look is not None and context.has_other_network:
+                logging.warning(OTHER_NETWORK)
+                look = None  # what one network shows is not gamma² of what both predict
+            if look is not None:
+                look.begin(beside)
+            recorder = Recorder(context, look, self.estimator, beside)
+        self.recorder = recorder
         try:
-            samples = executor(guider, sigmas, extra_args, *given)
+            samples = executor(guider, sigmas, extra_args, *inputs, **named)
         finally:
             self.recorder = None
-        if not recorder.seen:
-            self.found = nothing(samples) if len(sigmas) < 2 else unknown(samples, NEVER_ASKED)
-            return samples
-        # The global generator stays where the stock sampler leaves it.
-        with estimating(), torch.random.fork_rng(generator_devices(samples.device)):
-            try:
-                self.found = self.estimate(context, recorder)
-            except Unknown as why:
-                self.found = unknown(samples, str(why))
+        self.found = None
+        # The global generators stay where the stock sampler leaves them.
+        if context is not None and recorder is not None and not beside.problem:
+            with beside.guarded("estimating the uncertainty"), kept_generators(samples.device):
+                if recorder.seen:
+                    self.found = self.estimate(context, recorder, samples.shape)
+                else:
+                    self.found = nothing(samples) if len(sigmas) < 2 else unknown(samples, NEVER_ASKED)
+        if self.found is None:
+            self.found = unknown(samples, beside.problem)
         return samples
 
-    def estimate(self, context: RunContext, recorder: Recorder) -> Found:
-        recording = recorder.recording()
+    def estimate(self, context: RunContext, recorder: Recorder, shape: torch.Size) -> Found:
+        recording = recorder.recording(shape)
         states = recording.trajectory.states
         self.progress.extra = self.estimator.calls(recording.trajectory.levels)
         replay = Replay(context, recording, self.posterior, self.progress)
@@ -127,6 +149,7 @@ class Observer:
         sigmas = [states[index].sigma for index in usable]
         along = [usable[nearest_sigma(sigmas, sigma)] for sigma in self.save_at.of(context.sigmas)] if usable else []
         found = self.estimator.estimate(replay, along)
+        replay.check_end()
         slope = context.slope_at(float(context.sigmas[-1]), found.variance)
         moments = [
             Moment(
@@ -141,7 +164,9 @@ class Observer:
             variance=found.variance * slope.square(),
             deviations=found.deviations[:KEPT_MEMBERS] * slope,
             members=len(found.deviations),
-            cost=1.0 + replay.calls / len(states),
+            cost=1.0 + (recorder.calls + replay.calls) / len(recorder.seen),
+            unknown=found.problem,
             trajectory=tuple(moments),
-            measures=found.measures or self.estimator.measures,
+            measures=(found.measures or self.estimator.measures)
+            + (OF_THE_FIRST if self.look is not None and context.has_other_network else ""),
         )

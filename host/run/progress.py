@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import comfy.utils
 import latent_preview
 import torch
@@ -11,13 +14,16 @@ from PIL import Image
 from ...bayesdiff_core.drawing.pillow import from_pil, to_pil
 from ...bayesdiff_core.reading.maps import colour_map, normalise_map, overlay_map, resize_map
 from ...bayesdiff_core.reading.uncertainty import std_of
+from .beside import Beside
 
 # How much the map hides of the image in the preview, where the model is least certain.
 OPACITY = 0.85
 
 
 class Progress:
-    """One progress bar over all network calls of a node, with the host's own latent preview in the first run.
+    """One progress bar over all network calls of a node, beside the host's own callback in the first run.
+
+    That callback shows the preview, by whatever previewer the host or another pack has.
 
     A step of a sampling run counts as one call; where it takes more, the bar is set right once the run is over.
 
@@ -28,52 +34,86 @@ class Progress:
     Attributes:
         runs: sampling runs to come, those that are over included.
         extra: calls to come after the runs.
-        denoised: what the sampler last predicted in the first run, in model space.
     """
 
     def __init__(self, model: ModelPatcher, map_preview: bool = False, stage: tuple[int, int] = (0, 1)):
         self.map_preview, self.stage = map_preview, stage
         self.runs, self.extra, self.finished = 1, 0, 0
-        self.denoised: torch.Tensor | None = None
-        self.image: Image.Image | None = None  # the host's preview of it
+        self.denoised: torch.Tensor | None = None  # the last prediction of the first run, in model space
         self.value = self.total = self.steps = 0
         self.bar = comfy.utils.ProgressBar(self.runs)
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.model, self.beside = model, Beside()
 
-    def step(self, step: int, denoised: torch.Tensor, total_steps: int) -> None:
-        """A step of a run is over."""
-        preview = None
-        if self.finished == 0:
-            self.denoised = denoised
-            if self.previewer:
-                preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised)
-                self.image = preview[1]
+    def step(self, step: int, denoised: torch.Tensor, x: torch.Tensor, total_steps: int, callback) -> None:
+        """A step of a run is over.
+
+        Args:
+            callback: the host's own.
+        """
         self.steps = total_steps
-        done = self.finished * total_steps + step + 1
-        self.update(done, self.runs * total_steps + self.extra, preview)
+        if self.finished == 0:
+            self.denoised = denoised if self.map_preview else None
+            callback(step, denoised, x, total_steps)
+        else:
+            with self.beside.guarded("showing the progress"):
+                self.bar.update_absolute(*self.place(step + 1, total_steps))
 
     def call(self, done: int, before: int) -> None:
         """``done`` calls are over after the ``before`` of the sampling run, which a cache makes fewer than steps."""
         before = max(before, self.steps)
-        self.update(before + done, before + max(done, self.extra))
+        with self.beside.guarded("showing the progress"):
+            self.bar.update_absolute(*self.staged(before + done, before + max(done, self.extra)))
 
-    def update(self, value: int, total: int, preview=None) -> None:
+    def place(self, step: int, steps: int) -> tuple[int, int]:
+        """Where the bar of a single run stands on that of the node."""
+        return self.staged(self.finished * steps + step, self.runs * steps + self.extra)
+
+    def staged(self, value: int, total: int) -> tuple[int, int]:
         before, stages = self.stage
         self.value, self.total = before * total + value, stages * total
-        self.bar.update_absolute(self.value, self.total, preview)
+        return self.value, self.total
+
+    @contextmanager
+    def scaling(self) -> Iterator[None]:
+        """Bars that the host makes inside stand on that of the node, previews and all."""
+        hook = comfy.utils.PROGRESS_BAR_HOOK
+        if hook is None:
+            yield
+            return
+
+        def scaled(value, total, *others, **named):
+            return hook(*self.place(value, total), *others, **named)
+
+        comfy.utils.set_progress_bar_global_hook(scaled)
+        try:
+            yield
+        finally:
+            comfy.utils.set_progress_bar_global_hook(hook)
 
     def show(self, variance: torch.Tensor) -> None:
         """Show the uncertainty so far, if that was asked for, over the last preview of the first image."""
-        if not self.map_preview or variance.ndim not in (4, 5):
-            return
+        if self.map_preview and variance.ndim in (4, 5):
+            with self.beside.guarded("showing the map"):
+                self.show_map(variance)
+
+    def preview(self) -> Image.Image | None:
+        """The host's picture of the last prediction, by whatever previewer it has; None without one."""
+        previewer = latent_preview.get_previewer(self.model.load_device, self.model.model.latent_format)
+        if previewer is None or self.denoised is None:
+            return None
+        shown = previewer.decode_latent_to_preview_image("JPEG", self.denoised)
+        return shown[1] if isinstance(shown, tuple) else None  # other packs' previewers may send theirs by themselves
+
+    def show_map(self, variance: torch.Tensor) -> None:
         values = std_of(variance[:1] if variance.ndim == 4 else variance[:1, :, 0])
         size = latent_preview.MAX_PREVIEW_RESOLUTION
-        if self.image is None:
+        below = self.preview()
+        if below is None:
             scale = size / max(values.shape[1:])
             heat = colour_map(normalise_map(values, True))[0]
             image = to_pil(heat).resize((round(values.shape[2] * scale), round(values.shape[1] * scale)))
         else:
-            frame = from_pil(self.image)[None]
+            frame = from_pil(below)[None]
             values = normalise_map(resize_map(values, *frame.shape[1:3]), True)
             image = to_pil(overlay_map(frame, values, OPACITY)[0])
         self.bar.update_absolute(self.value, self.total, ("JPEG", image, size))

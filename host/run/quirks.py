@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
+import numpy as np
 import torch
 
 
@@ -50,21 +53,60 @@ def without_cache(options: dict) -> dict:
     return options | {"model_options": options["model_options"] | {"transformer_options": transformer_options}}
 
 
+def has_memory(model_options: dict | None) -> bool:
+    """Whether something on the model may depend on every single call: a cache, a momentum, CFG++'s own hook."""
+    model_options = model_options or {}
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    foreign = any(
+        found and not str(key).startswith("bayesdiff") for kind in wrappers.values() for key, found in kind.items()
+    )
+    return foreign or any(name.startswith(("sampler_", "model_function")) for name in model_options)
+
+
+def has_company(guider, model_options: dict) -> bool:
+    """Whether anything but the network and its prompts has a say in a prediction: patches, wrappers, controls."""
+    patched = any(model_options.get("transformer_options", {}).get(kind) for kind in ("patches", "patches_replace"))
+    controlled = any(
+        cond.get("control") is not None or cond.get("hooks") is not None
+        for conds in guider.conds.values()
+        for cond in conds or []
+    )
+    return patched or controlled or has_memory(model_options)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the host takes an error for that; newer ones know more kinds."""
     tell, kind = getattr(comfy.model_management, "is_oom", None), comfy.model_management.OOM_EXCEPTION
     return tell(error) if tell else kind is not Exception and isinstance(error, kind)
 
 
+@dataclasses.dataclass(frozen=True)
+class Generators:
+    """Where the global random generators stand, which patches of a network may draw from at every call."""
+
+    torch_cpu: torch.Tensor
+    torch_device: torch.Tensor | None
+    python: tuple
+    numpy: dict
+
+    @classmethod
+    def now(cls, device: torch.device) -> Generators:
+        on_device = torch.cuda.get_rng_state(device) if generator_devices(device) else None
+        return cls(torch.get_rng_state(), on_device, random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
+
+    def restore(self, device: torch.device) -> None:
+        torch.set_rng_state(self.torch_cpu)
+        if self.torch_device is not None:
+            torch.cuda.set_rng_state(self.torch_device, device)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+
+
 @contextmanager
-def estimating() -> Iterator[None]:
-    """Where memory runs out in the estimate, and not in the sampling before it, the host's error says so too."""
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """Afterwards the global random generators stand where they stood."""
+    kept = Generators.now(device)
     try:
         yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            error.args = (
-                f"{error}; memory ran out in estimating the uncertainty, after the sampling: sample fewer images at "
-                "once, or use the stock sampler.",
-            )
-        raise
+    finally:
+        kept.restore(device)

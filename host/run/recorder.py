@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import comfy.samplers
 import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
-from ...bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction
+from ...bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, Unknown, contraction
 from ..layout import match_positions, read_positions
+from .beside import Beside
 from .context import POST_CFG, RunContext
 from .look import Look
-from .quirks import restart_hooks, step_cache
+from .quirks import Generators, restart_hooks, step_cache
 from .space import output_slope
 
 
@@ -24,10 +27,34 @@ class Recording(NamedTuple):
     Attributes:
         trajectory: its states.
         uncond: of each state the prediction for the negative prompt, where the sampler looks at it; None elsewhere.
+        answers: of the last layer at each state, to know them again; None where it was not seen.
+        generators: where the global random generators stood before each prediction.
     """
 
     trajectory: Trajectory
     uncond: list[torch.Tensor | None]
+    answers: list[torch.Tensor | None]
+    generators: list[Generators]
+
+
+class Before(NamedTuple):
+    """What is seen of a prediction before it is made: see :class:`Prediction`.
+
+    Attributes:
+        uncond: gets the prediction for the negative prompt, where the sampler looks at it.
+        model_options: to make the prediction with.
+        looking: to be held meanwhile.
+        skipped: how many steps a cache had skipped.
+    """
+
+    sigma: float
+    scales: Scales
+    x: torch.Tensor
+    uncond: list[torch.Tensor]
+    model_options: dict
+    looking: AbstractContextManager
+    skipped: int
+    generators: Generators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +63,9 @@ class Prediction:
 
     Attributes:
         gamma_squared: at every output position of the last layer, see :meth:`.look.Look.gamma_squared`.
+        sized: whether its size is right.
+        answers: of the last layer, to know them again; None where it was not seen.
+        generators: where the global random generators stood before.
     """
 
     sigma: float
@@ -44,6 +74,9 @@ class Prediction:
     denoised: torch.Tensor
     gamma_squared: torch.Tensor | None
     uncond: torch.Tensor | None
+    sized: bool
+    answers: torch.Tensor | None
+    generators: Generators
 
 
 class Recorder:
@@ -52,46 +85,109 @@ class Recorder:
     Args:
         context: the run.
         look: reads gamma² where the estimator wants it; None without a head.
+        beside: guards what is done beside the run.
+
+    Attributes:
+        seen: what the network predicted.
+        calls: of the network, made by the recorder itself once the run was over.
     """
 
-    def __init__(self, context: RunContext, look: Look | None, estimator: Estimator):
-        self.context, self.look, self.estimator = context, look, estimator
+    def __init__(self, context: RunContext, look: Look | None, estimator: Estimator, beside: Beside):
+        self.context, self.look, self.estimator, self.beside = context, look, estimator, beside
         self.schedule = context.schedule
         self.seen: list[Prediction] = []
+        self.calls = 0
 
     def predict_noise(self, executor, x, timestep, model_options: dict, seed):
         """See a prediction, guidance and all, and let it pass."""
+        before = None
+        if not self.beside.problem:
+            with self.beside.guarded("reading a step"):
+                before = self.before(x, timestep, model_options)
+        if before is None:
+            return executor(x, timestep, model_options, seed)
+        with before.looking:
+            denoised = executor(x, timestep, before.model_options, seed)
+        with self.beside.guarded("reading a step"):
+            self.after(before, denoised)
+        return denoised
+
+    def before(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Before:
+        """What is seen of a prediction before it is made."""
         sigma = float(timestep.flatten()[0])
         scales = self.context.scales(sigma)
-        # Copies: the sampler may go on in place. In memory of the CPU, where there is more.
-        x_seen, gamma_squared = x.to("cpu", copy=True), None
         uncond: list[torch.Tensor] = []
         if len(model_options.get(POST_CFG, [])) > len(self.context.options["model_options"].get(POST_CFG, [])):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], see_uncond(uncond)]}
         cache = step_cache(model_options)
-        skipped = cache.total_steps_skipped if cache is not None else 0
-        if self.look is not None and self.estimator.wants_variance(scales.noise_over_signal, self.schedule):
-            with self.look.once():
-                denoised = executor(x, timestep, model_options, seed)
-            gamma_squared = self.look.gamma_squared(getattr(self.context.guider, "cfg", None))
-        else:
-            denoised = executor(x, timestep, model_options, seed)
-        if cache is not None and cache.total_steps_skipped > skipped:
-            return denoised  # not the network's word: to a member, which asks the network, it would look like a change
-        denoised_seen = denoised.to("cpu", copy=True)
-        self.seen.append(Prediction(sigma, scales, x_seen, denoised_seen, gamma_squared, uncond[0] if uncond else None))
-        return denoised
+        reads = self.estimator.wants_variance(scales.noise_over_signal, self.schedule)
+        return Before(
+            sigma=sigma,
+            scales=scales,
+            # A copy: the sampler may go on in place. In memory of the CPU, where there is more.
+            x=x.to("cpu", copy=True),
+            uncond=uncond,
+            model_options=model_options,
+            looking=nullcontext() if self.look is None else self.look.at(reads),
+            skipped=cache.total_steps_skipped if cache is not None else 0,
+            generators=Generators.now(self.context.device),
+        )
 
-    def recording(self) -> Recording:
-        """The run, now that it is over."""
+    def after(self, before: Before, denoised: torch.Tensor) -> None:
+        """Keep what was predicted."""
+        cache = step_cache(before.model_options)
+        if cache is not None and cache.total_steps_skipped > before.skipped:
+            return  # not the network's word: to a member, which asks the network, it would look like a change
+        gamma_squared, sized, answers = None, False, None
+        if self.look is not None:
+            gamma_squared, sized = self.look.gamma_squared(getattr(self.context.guider, "cfg", None), len(before.x))
+            answers = self.look.answers.whole
+        self.seen.append(
+            Prediction(
+                sigma=before.sigma,
+                scales=before.scales,
+                x=before.x,
+                denoised=denoised.to("cpu", copy=True),
+                gamma_squared=gamma_squared,
+                uncond=before.uncond[0] if before.uncond else None,
+                sized=sized,
+                answers=answers,
+                generators=before.generators,
+            )
+        )
+
+    def recording(self, shape: torch.Size) -> Recording:
+        """The run, now that it is over.
+
+        Args:
+            shape: of what it ended in.
+
+        Raises:
+            Unknown: no latent of this shape was seen.
+        """
+        # Of a sampler that enlarges its latent on the way, only what came after has the cells of the image.
+        self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
+        if not self.seen:
+            raise Unknown(
+                "Expected a sampler that ends in a latent of the size of its last steps, got one that resizes it "
+                "afterwards; resize with a node of its own."
+            )
+        if len(self.seen) < seen:
+            logging.info("BayesDiff: the sampler changed the size of its latent; only the steps after it are measured.")
         end = self.context.end
         states = [
             State(now.sigma, now.scales, now.x, now.denoised, share_kept, variance)
             for now, share_kept, variance in zip(self.seen, self.contractions(end), self.variances())
         ]
-        trajectory = Trajectory(tuple(states), end, self.context.sampler, self.share_denoised())
-        return Recording(trajectory, [now.uncond for now in self.seen])
+        sized = all(now.sized for now in self.seen if now.gamma_squared is not None)
+        trajectory = Trajectory(tuple(states), end, self.context.sampler, self.share_denoised(), sized)
+        return Recording(
+            trajectory,
+            [now.uncond for now in self.seen],
+            [now.answers for now in self.seen],
+            [now.generators for now in self.seen],
+        )
 
     def share_denoised(self) -> torch.Tensor | None:
         """How much of each cell the mask lets the run denoise, ``(n, ...)``; None without a mask."""
@@ -133,8 +229,8 @@ class Recorder:
     def positions(self, look: Look, first: Prediction, shape: torch.Size) -> torch.Tensor | None:
         """The output position that each latent element comes from; None where that cannot be read.
 
-        The run itself shows it as a rule. Where it does not, an estimator that calls the network anyway calls it once
-        more for this.
+        The run itself shows it as a rule. Where it does not, an estimator that calls the network anyway calls it a few
+        times more for this.
         """
         layer = look.layer
         x, geometry, count = first.x, layer.geometry, shape[1:].numel()
@@ -151,10 +247,11 @@ class Recorder:
 
         def denoise(x: torch.Tensor) -> torch.Tensor:
             restart_hooks(guider)
+            self.calls += 1
             at = torch.full((len(x),), first.sigma, device=x.device)
             return comfy.samplers.calc_cond_batch(guider.inner_model, [prompt], x, at, model_options)[0]
 
-        start = x[:1].to(self.context.device, self.context.dtype)
+        start = x.to(self.context.device, self.context.dtype)
         return read_positions(self.context.model, layer, denoise, start, count)
 
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
 from ...bayesdiff_core.estimators.base import Change, NominalRun
-from ...bayesdiff_core.estimators.trajectory import State
+from ...bayesdiff_core.estimators.trajectory import Scales, State, Unknown
 from ..posterior import NoPosterior, Posterior
 from .context import RunContext
+from .look import Answers
 from .progress import Progress
-from .quirks import restart_hooks, without_cache
+from .quirks import has_company, restart_hooks, without_cache
 from .recorder import Recording
 from .ride import ride
 
 # Mixed into the seed of an estimator's own random numbers: with the bare seed they would repeat the initial noise.
 PROBES = 0x5EEDB4A7E5D1FF00
+# How much of what a draw changes may be the network's own change of mind: a hundredth of the variance. And how much of
+# the prediction, where no draw is there to compare with: rounding in half precision is less.
+FORGETFUL, SAME = 0.1, 3e-3
+ANSWERS_OTHERWISE = (
+    "Expected a network that answers the same when it is asked again, got one that does not, because of a patch, cache "
+    "or control on the model that remembers its calls; take it off, or choose the quality 'ensemble' or 'instant'."
+)
 
 
 class Replay(NominalRun):
@@ -38,7 +48,9 @@ class Replay(NominalRun):
         self.generator = torch.Generator().manual_seed(posterior.seed ^ PROBES)
         self.options = without_cache(context.options)
         self.calls = 0
-        self.last_sigma = -math.inf
+        self.known = False
+        # The state that was asked about last: hooks begin anew where the next is of a higher sigma.
+        self.last = State(-math.inf, Scales(0.0, 1.0), torch.empty(0), torch.empty(0), 1.0)
         self.last_draw: tuple[int, torch.Tensor] | None = None
 
     @property
@@ -66,20 +78,88 @@ class Replay(NominalRun):
         Args:
             options: of the sampler, if not those of the run.
         """
+        if not self.known:
+            self.known = True
+            return self.first(state, x, member, scale)
+        return self.ask(state, x, member, scale, options)
+
+    def first(self, state: State, x: torch.Tensor, member: int | None, scale: float) -> torch.Tensor:
+        """The first prediction, which also tells whether the network still answers as it did.
+
+        Raises:
+            Unknown: it does not.
+        """
+        recorded = self.recording.answers[self.index_of(state)]
+        if member is None or recorded is None or not len(recorded) or not torch.equal(x, state.x):
+            self.ask_again(state)
+            return self.ask(state, x, member, scale)
+        # A draw changes what comes after the features alone: before it is added, the answer must be the run's.
+        own, perturbed = Answers(), Answers()
+        module = self.fitted.layer.module
+        handles = [module.register_forward_hook(own.see)]
+        try:
+            denoised = self.ask(
+                state, x, member, scale, then=lambda: handles.append(module.register_forward_hook(perturbed.see))
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        if own.whole.shape == recorded.shape:
+            changed = rms(own.whole - recorded)
+            if changed > FORGETFUL * rms(perturbed.whole - own.whole):
+                raise Unknown(ANSWERS_OTHERWISE)
+        else:  # a sampler that asks for more than its steps need, as CFG++ does
+            self.ask_again(state)
+        return denoised
+
+    def ask_again(self, state: State) -> None:
+        """Ask what the run asked at a state.
+
+        Raises:
+            Unknown: the network answers something else.
+        """
+        again = self.ask(state, state.x, None)
+        if rms(again - state.denoised.float()) > SAME * rms(state.denoised.float()):
+            raise Unknown(ANSWERS_OTHERWISE)
+
+    def check_end(self) -> None:
+        """Ask again at the last state that was asked about, where something is on the model that may keep a memory.
+
+        Raises:
+            Unknown: the network answers otherwise by now.
+        """
+        if self.calls and has_company(self.context.guider, self.context.options["model_options"]):
+            self.ask_again(self.last)
+
+    def ask(
+        self,
+        state: State,
+        x: torch.Tensor,
+        member: int | None,
+        scale: float = 1.0,
+        options: dict | None = None,
+        then: Callable[[], object] = lambda: None,
+    ) -> torch.Tensor:
+        """:meth:`denoised`, without a check.
+
+        Args:
+            then: called when the weights are changed, before the network is asked.
+        """
         context, options = self.context, self.options if options is None else options
-        if state.sigma > self.last_sigma:
+        if state.sigma > self.last.sigma:
             restart_hooks(context.guider)
-        self.last_sigma = state.sigma
+        self.last = state
+        # A patch that draws random numbers at every call draws those of the run.
+        self.recording.generators[self.index_of(state)].restore(context.device)
         sigma = torch.full((len(state.x),), state.sigma, device=context.device)
         mask = context.mask_at(sigma)
         nominal = state.x.to(context.device, context.dtype)
         change = x.to(context.device, context.dtype) - nominal
         at = nominal + (change if mask is None else change * mask)
-        if member is None:
+        weights = nullcontext() if member is None else self.fitted.layer.perturbed(scale * self.draw(member))
+        with weights:
+            then()
             denoised = context.guider(at, sigma, **options)
-        else:
-            with self.fitted.layer.perturbed(scale * self.draw(member)):
-                denoised = context.guider(at, sigma, **options)
         self.calls += 1
         self.progress.call(self.calls, len(self.trajectory.states))
         if mask is not None:
@@ -87,8 +167,17 @@ class Replay(NominalRun):
             denoised = kept + (denoised - kept) * mask
         return denoised.float().cpu()
 
+    def index_of(self, state: State) -> int:
+        return next(index for index, known in enumerate(self.trajectory.states) if known is state)
+
     def ride(self, change: Change) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return ride(self.context, self.recording, self.options, change, self.denoised)
 
     def show(self, variance: torch.Tensor) -> None:
         self.progress.show(variance)
+
+
+def rms(values: torch.Tensor) -> float:
+    """Root mean square of what is finite."""
+    finite = values[values.isfinite()]
+    return float(finite.square().mean().sqrt()) if len(finite) else 0.0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ...bayesdiff_core.estimators.base import Change, Denoise
+from ...bayesdiff_core.estimators.trajectory import Unknown
 from .context import POST_CFG, RunContext
 from .recorder import Recording
 
@@ -53,7 +54,7 @@ class Rider:
             self, context.sigmas.clone(), dict(self.options), None, nothing, nothing, context.mask, True
         )
         if len(self.passed) != len(self.trajectory.states):
-            raise ValueError(self.problem())
+            raise Unknown(self.problem())
         return end.cpu() * self.trajectory.end.signal
 
     def problem(self) -> str:
@@ -66,7 +67,7 @@ class Rider:
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, seed=None) -> torch.Tensor:
         index = len(self.passed)
         if index >= len(self.trajectory.states):
-            raise ValueError(self.problem())
+            raise Unknown(self.problem())
         self.passed.append(self.deviation(index, x.cpu().float()))
         base = self.options["model_options"].get(POST_CFG, [])
         return self.answer(index, x, model_options, model_options.get(POST_CFG, [])[len(base) :])

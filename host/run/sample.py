@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.estimators.ensemble import Ensemble
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..latents import latent_grid
 from ..posterior import NoPosterior, Posterior
-from .ensemble import sample_ensemble
-from .observe import Found, Observer, nothing
+from .beside import Beside
+from .ensemble import ensemble_around
+from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, whole_or_first
 from .progress import Progress
 from .stock import Run, sample_stock
+
+NESTED = (
+    "Expected one latent of images or video to read an uncertainty of, got a nested latent (video with sound), which "
+    "cannot be read yet; the latent is sampled as by the stock sampler."
+)
 
 
 class Sampled(NamedTuple):
@@ -21,12 +29,10 @@ class Sampled(NamedTuple):
 
     Attributes:
         latent: LATENT of the run, the stock sampler's bit for bit.
-        denoised: LATENT of its last prediction of ``denoised``.
-        uncertainty: of the former.
+        uncertainty: of it.
     """
 
     latent: dict
-    denoised: dict
     uncertainty: Uncertainty
 
 
@@ -40,6 +46,8 @@ def sample_with_uncertainty(
 ) -> Sampled:
     """Sample once with the model's own weights, then see what draws of its last layer change.
 
+    What fails beside the sampling leaves an uncertainty that is unknown, and never costs the latent.
+
     Args:
         run: the sampling run, of the stock sampler's own function.
         latent: LATENT to start from.
@@ -50,42 +58,49 @@ def sample_with_uncertainty(
     Raises:
         ValueError: the estimator needs a head and there is none.
     """
-    model = posterior.model
-    progress = progress or Progress(model)
     if estimator.needs_head and isinstance(posterior, NoPosterior):
         raise ValueError(
             f"Expected a Laplace head for the estimator '{estimator.name}', got none; connect Fit or Load Laplace "
             "Head, or leave the estimator to the quality."
         )
-    if isinstance(estimator, Ensemble):
+    model, beside, found = posterior.model, Beside(), None
+    progress = progress or Progress(model)
+    if latent["samples"].is_nested:
+        sampled, _ = sample_stock(run, model, latent, progress)
+        beside.problem = NESTED
+    elif isinstance(estimator, Ensemble):
         assert isinstance(posterior, Posterior)
-        sampled, found = sample_ensemble(run, latent, posterior, estimator, save_at, progress)
+        progress.runs = 1 + estimator.members
+        sampled, passed = sample_stock(run, model, latent, progress, save_at=save_at)
+        with beside.guarded("sampling the ensemble"):
+            found = ensemble_around(sampled, passed, run, latent, posterior, estimator, save_at, progress)
     else:
-        sampled, found = sample_observed(run, latent, posterior, estimator, save_at, progress)
-    denoised = sampled
-    if progress.denoised is not None:
-        denoised = sampled | {"samples": model.model.process_latent_out(progress.denoised.cpu())}
-    uncertainty = Uncertainty(
-        latent=sampled["samples"],
-        grid=latent_grid(model),
+        observer = Observer(posterior, estimator, save_at, progress)
+        sampled, _ = sample_stock(run, model, latent, progress, wrap=observer.add_to)
+        with beside.guarded("reading the run"):
+            found = observer.found or not_seen(latent, sampled)
+    with beside.guarded("keeping the uncertainty"):
+        if found is not None:
+            return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
+    return Sampled(sampled, uncertainty_of(sampled, unknown(sampled["samples"], beside.problem), posterior, estimator))
+
+
+def not_seen(latent: dict, sampled: dict) -> Found:
+    """Of a run in which no sampler was seen: it took no step, or went past all that watches."""
+    before, after = latent["samples"], sampled["samples"]
+    if before.shape == after.shape and torch.equal(before.to(after), after):
+        return nothing(after)
+    return unknown(after, NEVER_ASKED)
+
+
+def uncertainty_of(
+    sampled: dict, found: Found, posterior: Posterior | NoPosterior, estimator: Estimator | Ensemble
+) -> Uncertainty:
+    return Uncertainty(
+        latent=whole_or_first(sampled["samples"]),
+        grid=latent_grid(posterior.model),
         estimator=estimator.name,
         head=posterior.about,
         scale=posterior.calibration.scale if estimator.on_scale and posterior.calibration is not None else None,
         **found._asdict(),
     )
-    return Sampled(sampled, denoised, uncertainty)
-
-
-def sample_observed(
-    run: Run,
-    latent: dict,
-    posterior: Posterior | NoPosterior,
-    estimator: Estimator,
-    save_at: SaveAt,
-    progress: Progress,
-) -> tuple[dict, Found]:
-    """The latent of the stock run, and its uncertainty from an estimator that works once it is over."""
-    observer = Observer(posterior, estimator, save_at, progress)
-    sampled, _ = sample_stock(run, posterior.model, latent, progress, wrap=observer.add_to)
-    # A run of no steps has no uncertainty.
-    return sampled, observer.found or nothing(sampled["samples"])

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler
 
 from ...bayesdiff_core.estimators.trajectory import SaveAt
+from .beside import Beside
 from .progress import Progress
 from .space import x_to_latent
 
@@ -61,36 +63,50 @@ def sample_stock(
         what the run returns, and the latents of the way; of the last run if a guider samples twice.
     """
     passed: list[Passed] = []
+    beside = Beside()
 
     def outer_sample(executor, *inputs, **options):
-        given = OuterInputs(*inputs)
+        given, more = OuterInputs(*inputs[: len(OuterInputs._fields)]), inputs[len(OuterInputs._fields) :]
         sigmas = given.sigmas.tolist()
         wanted = [] if save_at is None else save_at.steps(given.sigmas)
+        callback = given.callback or latent_preview.prepare_callback(model, len(sigmas) - 1)
         passed.clear()  # a guider that samples twice: the last run counts
 
         def step(number, denoised, x, total_steps):
-            for _ in range(wanted.count(number)):
-                passed.append(Passed(sigmas[number], x_to_latent(model.model, sigmas[number], x.float().cpu())))
-            progress.step(number, denoised, total_steps)
+            with beside.guarded("keeping a latent of the way"):
+                for _ in range(wanted.count(number)):
+                    passed.append(Passed(sigmas[number], x_to_latent(model.model, sigmas[number], x.float().cpu())))
+            progress.step(number, denoised, x, total_steps, callback)
 
         with inside():
-            return executor(*given._replace(callback=step), **options)
+            return executor(*given._replace(callback=step), *more, **options)
 
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, outer_sample)
-    wrap(clone)
-    sampled = run(clone, latent)
+    with beside.guarded("watching the run"):
+        wrap(clone)
+    with progress.scaling():
+        sampled = run(clone, latent)
     progress.finished += 1
     return sampled, passed
 
 
-def custom_run(noise, guider, sampler, sigmas: torch.Tensor) -> Run:
-    """The stock SamplerCustomAdvanced as a run."""
+class CustomRun:
+    """The stock SamplerCustomAdvanced as a run.
 
-    def run(model: ModelPatcher, latent: dict) -> dict:
-        guiding = copy.copy(guider)
+    Attributes:
+        denoised: LATENT of the stock node's second output, of the first run; None before.
+    """
+
+    def __init__(self, noise, guider, sampler, sigmas: torch.Tensor):
+        self.noise, self.guider, self.sampler, self.sigmas = noise, guider, sampler, sigmas
+        self.denoised: dict | None = None
+
+    def __call__(self, model: ModelPatcher, latent: dict) -> dict:
+        guiding = copy.copy(self.guider)
         # Its options stay its own; the host adds the model's wrappers to them.
         guiding.model_patcher = model
-        return nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guiding, sampler, sigmas, latent)[0]
-
-    return run
+        node = nodes_custom_sampler.SamplerCustomAdvanced
+        sampled, denoised, *_ = node.execute(self.noise, guiding, self.sampler, self.sigmas, latent).args
+        self.denoised = self.denoised or denoised
+        return sampled

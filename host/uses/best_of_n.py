@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from comfy.model_base import SVD_img2vid
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -13,14 +14,13 @@ from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.reading import rank
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..posterior import NoPosterior, Posterior
-from ..run.look import WRAPPER_KEY as LOOK_KEY
 from ..run.progress import Progress
+from ..run.quirks import has_memory
 from ..run.sample import sample_with_uncertainty
-from ..run.stock import WRAPPER_KEY, sample_stock
+from ..run.stock import sample_stock
 from ..selection import join_latents, select_latent
 
 COUNT_KEY, RUN_KEY = "bayesdiff_count", "bayesdiff_run"
-OURS = {WRAPPER_KEY, LOOK_KEY, COUNT_KEY, RUN_KEY}
 # ``sample(model, latent, numbers, last_step)`` samples the candidates of these numbers from their LATENT, up to a step
 # or, with None, to the end; a number always starts from the same noise.
 Sample = Callable[[ModelPatcher, dict, list[int], int | None], dict]
@@ -40,14 +40,6 @@ class Counter:
         clone = model.clone()
         clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT_KEY, self.predict_noise)
         return clone
-
-
-def has_memory(model_options: dict | None) -> bool:
-    """Whether something on the model may depend on every single call: a cache, a momentum, CFG++'s own hook."""
-    model_options = model_options or {}
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    foreign = any(found and key not in OURS for kind in wrappers.values() for key, found in kind.items())
-    return foreign or any(name.startswith(("sampler_", "model_function")) for name in model_options)
 
 
 class PredictionCache:
@@ -222,6 +214,25 @@ def best_of_n(
         finishing=finishing.calls - cache.replayed,
         replayed=cache.replayed,
         whole=round(sampling.calls * candidates / len(kept)),
+    )
+
+
+def require_separate_images(model: ModelPatcher) -> None:
+    """Refuse a model that makes one clip of the images of a batch, which come out different alone.
+
+    Raises:
+        ValueError: the images of a batch are the frames of a clip.
+    """
+    handler = model.model_options.get("context_handler")
+    if handler is not None and getattr(handler, "dim", None) == 0:
+        reason = "context windows that go over the batch (dim 0)"
+    elif isinstance(model.model, SVD_img2vid):
+        reason = f"one that makes a clip of the whole batch ({type(model.model).__name__})"
+    else:
+        return
+    raise ValueError(
+        f"Expected a model that samples each image of a batch by itself, got {reason}, where Best of N would tear the "
+        "frames apart; connect the model without it, or use KSampler (BayesDiff)."
     )
 
 

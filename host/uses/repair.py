@@ -14,6 +14,7 @@ from ...bayesdiff_core.estimators.redrawing import Redrawing
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ...bayesdiff_core.resampling import nearest_moment
+from ..latents import host_mask
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.stock import sample_stock
@@ -84,7 +85,8 @@ def repair(
         first: what the first mask is made of; by default the uncertainty that scores the images.
 
     Returns:
-        the uncertainty of the best, whose ``latent`` they are, and what was tried.
+        the uncertainty of the best, whose ``latent`` they are, and what was tried: nothing where the images could not
+        be scored.
     """
     model, stages = posterior.model, 1 + 2 * plan.rounds
     redraws = Rectify.of(model, settings) if plan.rectify and plan.rounds else Inpaint(settings)
@@ -98,7 +100,9 @@ def repair(
     best, attempts = judge(latent["samples"], 0), []
     count = len(best)
     for number in range(1, plan.rounds + 1):
-        mask = mask_of(first if number == 1 and first is not None else best)
+        if best.unknown:
+            break
+        mask = mask_of(first if number == 1 and first is not None and not first.unknown else best)
         seed = (posterior.seed + number) % 2**64
 
         progress = Progress(model, stage=(2 * number - 1, stages))
@@ -119,7 +123,8 @@ class Inpaint:
     save_at = DEFAULT_POINTS
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
-        return self.settings.sample(model, latent | {"samples": best.latent, "noise_mask": mask}, seed)
+        masked = {"samples": best.latent, "noise_mask": host_mask(mask, best.latent)}
+        return self.settings.sample(model, latent | masked, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,5 +153,6 @@ class Rectify:
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
         moment = nearest_moment(best, self.sigma)
+        mask = host_mask(mask, best.latent)
         noisy = redraw(moment, 1.0, torch.Generator().manual_seed(seed ^ RESAMPLING), mask)
         return {"samples": finish(model, self.settings, noisy, best.latent, self.step, seed, mask)}

@@ -12,6 +12,7 @@ from comfy.sampler_helpers import prepare_mask
 
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ...bayesdiff_core.resampling import draw_latent, nearest_moment
+from ..latents import host_mask
 from ..run.progress import Progress
 from ..run.space import scales
 from ..run.stock import sample_stock
@@ -119,6 +120,7 @@ def resample(
     Returns:
         ``variations.count`` latents of the batch's shape.
     """
+    mask = None if mask is None else host_mask(mask, uncertainty.latent)
     point = find_point(model, settings, uncertainty, variations.share)
     generator = torch.Generator().manual_seed(variations.seed ^ RESAMPLING)
     progress, found = Progress(model), []

@@ -12,8 +12,8 @@ import torch
 
 from bayesdiff_core.drawing.plots import plot_over_sigma, plot_scores
 from bayesdiff_core.drawing.sheets import contact_sheet, sheet, with_colour_bars
-from bayesdiff_core.estimators.evidence import read_evidence
 from bayesdiff_core.estimators.degrees import effective_channels
+from bayesdiff_core.estimators.evidence import read_evidence
 from bayesdiff_core.estimators.moderation import moderate
 from bayesdiff_core.estimators.renoising import Renoising, disagreement
 from bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction

@@ -120,10 +120,10 @@ def test_a_lora_is_part_of_what_is_fitted_and_a_change_of_it_is_a_warning(demo, 
     Posterior.bind(with_lora, lora)
     assert not caplog.text
     Posterior.bind(with_lora, patched(model, 0.5))
-    assert "fitted on other LoRAs or patches (the head's lora: 2 patched weights" in caplog.text
+    assert "fitted on another merge or LoRA than this model's: 2 patched weights" in caplog.text
     caplog.clear()
     Posterior.bind(plain, lora)
-    assert "(the head's lora: none, this model's: 2 patched weights" in caplog.text
+    assert "another merge or LoRA than this model's: none against 2 patched weights" in caplog.text
 
 
 def test_prompts_evaluated_apart_give_the_same_head(demo, data, monkeypatch):

@@ -62,7 +62,7 @@ def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
 
 def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):
     Posterior.bind(dataclasses.replace(demo_head, about=demo_head.about | {"weights": "other"}), demo[0])
-    assert "fitted on another checkpoint of the same family (the head's weights: other" in caplog.text
+    assert "fitted on another checkpoint or precision than this model's: other against" in caplog.text
 
 
 def test_a_draw_has_a_number_of_its_own(demo, demo_head):

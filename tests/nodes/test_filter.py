@@ -125,8 +125,7 @@ def test_an_empty_side_blocks_what_comes_after_it(keep, empty, full):
 @pytest.mark.parametrize("score", [0.2, math.nan])
 def test_a_batch_of_one(rule, score):
     found = split(rule, keep=1, fraction=0.1, scores=[score], images=torch.ones(1, 8, 8, 3))
-    kept = rule in (KEEP_BEST, DROP_FRACTION) or not math.isnan(score)
-    assert blocked(found["dropped_images"]) is kept and blocked(found["kept_images"]) is not kept
+    assert blocked(found["dropped_images"]) and not blocked(found["kept_images"])
 
 
 def test_an_uncertainty_is_scored_where_there_are_no_scores():
@@ -148,5 +147,24 @@ def test_wrong_batches_are_one_sentence():
         split(latent={"samples": nested})
     with pytest.raises(ValueError, match="Expected scores or an uncertainty to rank by, got neither"):
         split(scores=None)
-    with pytest.raises(ValueError, match="Expected one batch at the input images, got a list of 2"):
-        FilterByUncertainty.execute([KEEP_BEST], [1], [0.5], [1.0], [1.0], [BEST_FIRST], SCORES, images=[1, 2])
+    with pytest.raises(ValueError, match="Expected parts of one size and kind in the list at the input images, got"):
+        FilterByUncertainty.execute(
+            [KEEP_BEST], [1], [0.5], [1.0], [1.0], [BEST_FIRST], SCORES,
+            images=[ramp(8, 8, 3, count=2), ramp(8, 4, 3, count=2)],
+        )  # fmt: skip
+
+
+def test_a_list_of_batches_is_joined():
+    """What the host makes of a list of runs."""
+    parts = [{"samples": torch.full((2, 4, 2, 2), float(i)), "batch_index": [2 * i, 2 * i + 1]} for i in range(2)]
+    kept = FilterByUncertainty.execute(
+        [KEEP_BEST], [1], [0.5], [1.0], [1.0], [BEST_FIRST], SCORES, latent=parts,
+        images=[ramp(8, 8, 3, count=2), ramp(8, 8, 3, count=2)],
+    ).args  # fmt: skip
+    best = min(range(4), key=SCORES.__getitem__)
+    assert kept[0]["batch_index"] == [best] and float(kept[0]["samples"].mean()) == best // 2
+
+
+def test_of_unknown_scores_all_are_kept():
+    found = split(THRESHOLD, scores=[math.nan] * COUNT, images=ramp(8, 8, 3) / 4)
+    assert "all are kept" in found["report"] and len(found["kept_images"]) == COUNT

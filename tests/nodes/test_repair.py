@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import comfy.model_management
 import comfy.utils
 import nodes
@@ -139,8 +141,12 @@ def test_nothing_survives_an_error_at_any_stage(demo, demo_head, images, error, 
     before = repr(model.wrappers) + repr(sorted(model.model_options))
     expected = score(demo, demo_head, images[0]["samples"]).variance
 
-    with breaking(model, call, error), pytest.raises(error):
-        repaired(demo, demo_head, images[0])
+    in_repair = call == 12  # the stock sampler's own call: its error is the host's
+    lost = in_repair or error is not Broken
+    with breaking(model, call, error), pytest.raises(error) if lost else nullcontext():
+        latent, *_, report = repaired(demo, demo_head, images[0])
+        assert torch.equal(latent["samples"], images[0]["samples"])
+        assert call > 12 or report.startswith("Nothing was repaired. Expected")
     assert repr(model.wrappers) + repr(sorted(model.model_options)) == before
     assert not [m for m in model.model.diffusion_model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert torch.equal(score(demo, demo_head, images[0]["samples"]).variance, expected)

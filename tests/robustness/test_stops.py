@@ -12,7 +12,6 @@ import pytest
 import torch
 from bayesdiff.bayesdiff_core.estimators.moments import Moments
 from bayesdiff.bayesdiff_core.estimators.paper import Paper
-from bayesdiff.bayesdiff_core.estimators.registry import JUDGED_STATES
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
 from bayesdiff.host.posterior import Posterior
@@ -216,6 +215,8 @@ def network_of(scene: Scene, run: str) -> torch.nn.Module:
     return scene.demo[0].model.diffusion_model.middle_block[0]
 
 
+# Runs that return what the stock sampler made, and its uncertainty.
+SAMPLED = ("deviations", "ensemble", "tangents", "moments", "paper")
 # The user cancels, which the host notices at the next tick or at the next layer of a network; or something breaks.
 CANCEL = (comfy.model_management.interrupt_current_processing, Interrupted)
 BREAK = (lambda: fail(Broken("broken on purpose")), Broken)
@@ -234,12 +235,17 @@ def test_stopped_at_every_moment_nothing_is_left(scene, run, moments):
     for number, at in enumerate(range(0, count, 1 + count // 12)):
         stop, expected = BREAK if moments == "call" and number % 2 else CANCEL
         found, error = stopper.run(lambda: RUNS[run](scene), at, stop)
-        if run == "fit" and expected is Broken and found is not None:
-            # The posterior is there: what breaks beside it does not cost it.
-            assert error is None and found[0].calibration is None and whole[0].calibration is not None
+        if expected is Broken and found is not None:
+            # What breaks beside the work does not cost it: neither the posterior nor an image.
+            assert error is None, (at, error)
+            if run == "fit":
+                # A batch that breaks is tried again one image at a time.
+                assert found[0].calibration is None or stopper.count > at + 1
+            elif run in SAMPLED:
+                assert torch.equal(found[0]["samples"], whole[0]["samples"]) and found[1].unknown
         else:
             assert isinstance(error, expected) and found is None, (at, error)
-        assert stopper.count == at + 1, "nothing goes on after it"
+            assert stopper.count == at + 1, "nothing goes on after it"
         assert traces(model, vae) == before, at
         assert torch.equal(scene.stock(decodes), stock), at
     del error
@@ -258,34 +264,28 @@ def test_the_host_loses_no_model_that_a_run_loaded(scene, run):
     assert lost() == 0
     for at in (0, stopper.count - 1):
         comfy.model_management.unload_all_models()
-        _, error = stopper.run(lambda: RUNS[run](scene), at, lambda: fail(Broken("broken on purpose")))
-        assert isinstance(error, Broken)
-        del error
+        found, error = stopper.run(lambda: RUNS[run](scene), at, lambda: fail(Broken("broken on purpose")))
+        assert isinstance(error, Broken) if at == 0 else error or found
+        del error, found
         assert lost() == 0, at
 
 
-ESTIMATING = "Allocation on device; memory ran out in estimating the uncertainty, after the sampling"
-
-
-@pytest.mark.parametrize(
-    ("run", "steps"),
-    [("deviations", 2), ("ensemble", 2), ("tangents", 2), ("best of N", 1), ("repair by inpainting", JUDGED_STATES)],
-)
-def test_out_of_memory_is_the_hosts_word_and_ours_where_the_image_was_there(scene, run, steps):
-    """Type and message stay the host's, which then unloads its models; of what came too late there is one sentence."""
+@pytest.mark.parametrize(("run", "steps"), [("deviations", 2), ("ensemble", 2), ("tangents", 2)])
+def test_out_of_memory_is_the_hosts_word_until_the_image_is_there(scene, run, steps):
+    """Type and message stay the host's, which then unloads its models; beside the image it is one sentence of ours."""
     model, stopper = scene.demo[0], Stopper(network_of(scene, run))
     stock, before = scene.stock(False), traces(model)
     whole, _ = stopper.run(lambda: RUNS[run](scene))
-    texts = []
     for at in range(min(stopper.count, 8)):
-        _, error = stopper.run(lambda: RUNS[run](scene), at, lambda: fail(OutOfMemory("Allocation on device")))
-        assert type(error) is OutOfMemory and traces(model) == before
-        texts.append(str(error))
+        found, error = stopper.run(lambda: RUNS[run](scene), at, lambda: fail(OutOfMemory("Allocation on device")))
+        if at < steps:
+            assert type(error) is OutOfMemory and str(error) == "Allocation on device"
+        else:
+            assert error is None and torch.equal(found[0]["samples"], whole[0]["samples"])
+            assert found[1].unknown.startswith("Expected memory for the estimate beside the sampling, got none left; ")
+        assert traces(model) == before
         comfy.model_management.unload_all_models()
         assert torch.equal(scene.stock(False), stock)
-    assert [text.startswith(ESTIMATING) for text in texts[: steps + 1]] == [False] * steps + [True]
-    assert all(text == "Allocation on device" or text.startswith(ESTIMATING) and "\n" not in text for text in texts)
-    assert len(set(texts)) == 2
     assert same(stopper.run(lambda: RUNS[run](scene))[0], whole)
 
 
