@@ -134,6 +134,8 @@ class Repair(io.ComfyNode):
 
         best, attempts = repair(latent_image, posterior, RunSettings(**settings), plan, mask_of, uncertainty)
         versions = [latent_image["samples"], *(attempt.samples for attempt in attempts)]
+        if not best.unknown:
+            best.require_images()
         nothing = torch.zeros(len(best), *best.image_size())
         tried = torch.stack([nothing, *(attempt.mask for attempt in attempts)], dim=1).flatten(0, 1)
         scores = best.scores()

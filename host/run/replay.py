@@ -80,10 +80,12 @@ class Replay(NominalRun):
         """
         if not self.known:
             self.known = True
-            return self.first(state, x, member, scale)
+            return self.first(state, x, member, scale, options)
         return self.ask(state, x, member, scale, options)
 
-    def first(self, state: State, x: torch.Tensor, member: int | None, scale: float) -> torch.Tensor:
+    def first(
+        self, state: State, x: torch.Tensor, member: int | None, scale: float, options: dict | None
+    ) -> torch.Tensor:
         """The first prediction, which also tells whether the network still answers as it did.
 
         Raises:
@@ -92,14 +94,19 @@ class Replay(NominalRun):
         recorded = self.recording.answers[self.index_of(state)]
         if member is None or recorded is None or not len(recorded) or not torch.equal(x, state.x):
             self.ask_again(state)
-            return self.ask(state, x, member, scale)
+            return self.ask(state, x, member, scale, options)
         # A draw changes what comes after the features alone: before it is added, the answer must be the run's.
         own, perturbed = Answers(), Answers()
         module = self.fitted.layer.module
         handles = [module.register_forward_hook(own.see)]
         try:
             denoised = self.ask(
-                state, x, member, scale, then=lambda: handles.append(module.register_forward_hook(perturbed.see))
+                state,
+                x,
+                member,
+                scale,
+                options,
+                then=lambda: handles.append(module.register_forward_hook(perturbed.see)),
             )
         finally:
             for handle in handles:

@@ -130,9 +130,10 @@ def test_one_step_is_unknown_and_says_why(demo, demo_head, caplog):
         assert torch.equal(latent["samples"], stock(demo, EMPTY, steps=1)["samples"])
         assert "at least two predictions" in uncertainty.unknown and uncertainty.unknown in caplog.text
         assert all(score != score for score in scores)
-        for read in (UncertaintyToMask.execute, UncertaintyScore.execute):
-            with pytest.raises(ValueError, match="at least two predictions"):
-                read(uncertainty, *((0.2, 0, 0.0) if read == UncertaintyToMask.execute else ("sum",)))
+        # The graph goes on where nothing is read, and says why where something is.
+        assert UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).block_execution == uncertainty.unknown
+        blocked, table = UncertaintyScore.execute(uncertainty, "sum").args
+        assert blocked.message == table == uncertainty.unknown
 
 
 def test_without_a_head_the_log_says_so_once_and_members_are_refused(demo, caplog):
