@@ -17,11 +17,9 @@ from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
 
 UNTAUGHT = (
-    "BayesDiff: this Laplace head was fitted by an older version and has learned nothing of its model's images, so "
-    "'instant' is a first look only, in no unit; fit the head again, or choose a quality with members."
+    "BayesDiff: this Laplace head has learned nothing of its model's images (an older version fitted it, or with no "
+    "own images), so 'instant' is a first look only, in no unit; fit the head again, or choose a quality with members."
 )
-
-
 NO_UNIT = "a first look, in no unit"
 
 

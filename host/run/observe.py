@@ -89,7 +89,6 @@ class Observer:
         self.look = Look(posterior, estimator.independent_guidance) if isinstance(posterior, Posterior) else None
         self.recorder: Recorder | None = None
         self.found: Found | None = None
-        self.beside = Beside()
 
     def add_to(self, model: ModelPatcher) -> None:
         """Add the wrappers to a clone, and keep no hold of it.
@@ -110,8 +109,7 @@ class Observer:
 
     def sampler_sample(self, executor, guider, sigmas, extra_args, *inputs, **named):
         """SAMPLER_SAMPLE wrapper: run the sampler, then let the estimator work."""
-        beside = self.beside = Beside()
-        context = recorder = None
+        beside, context, recorder = Beside(), None, None
         with beside.guarded("reading what will be sampled"):
             given = SamplerInputs(*inputs, **named)
             context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)

@@ -1,0 +1,164 @@
+"""Real situations in which the stock sampler makes an image: ours makes the same, and says what it cannot tell."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import latent_preview
+import pytest
+import torch
+from bayesdiff.nodes.sampler import SamplerCustomBayesDiff
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_hypertile import HyperTile
+from families import FAMILIES
+from running import ours, scaled, stock
+
+EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
+RUN = dict(steps=4, seed=3)
+QUALITIES = ["no head", "instant", "draft", "ensemble"]
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    with torch.inference_mode():
+        yield
+
+
+def sample(demo, head, latent: dict, quality: str, **settings) -> tuple:
+    return ours(demo, None if quality == "no head" else head, latent, quality.replace("no head", "instant"), **settings)
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_a_previewer_that_shows_by_itself_and_returns_nothing(demo, demo_head, monkeypatch, quality):
+    class Silent:
+        def decode_latent_to_preview_image(self, preview_format, x0):
+            return None
+
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Silent())
+    expected = stock(demo, EMPTY, **RUN)["samples"]
+    latent, uncertainty, _ = sample(demo, demo_head, EMPTY, quality, **RUN)
+    assert torch.equal(latent["samples"], expected) and not uncertainty.unknown
+
+
+def custom(demo, head, sampler, guider, quality: str) -> tuple:
+    """The stock node's latent, and ours with its uncertainty."""
+    (sigmas,) = BasicScheduler.execute(demo[0], "normal", 4, 1.0).args
+    (noise,) = RandomNoise.execute(3).args
+    given = dict(noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=EMPTY)
+    expected = SamplerCustomAdvanced.execute(**given).args[0]["samples"]
+    head = None if quality == "no head" else head
+    quality = "instant" if head is None else quality
+    latent, _, uncertainty, *_ = SamplerCustomBayesDiff.execute(**given, quality=quality, members=2, head=head).args
+    return expected, latent["samples"], uncertainty
+
+
+def guider_of(demo, kind: type = comfy.samplers.CFGGuider):
+    guider = kind(demo[0])
+    guider.set_conds(demo[1], demo[2])
+    guider.set_cfg(3.0)
+    return guider
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_a_sampler_that_enlarges_its_latent_on_the_way(demo, demo_head, quality):
+    (sampler,) = SamplerLCMUpscale.execute(1.5, 2, "bislerp").args
+    expected, found, uncertainty = custom(demo, demo_head, sampler, guider_of(demo), quality)
+    assert torch.equal(found, expected) and uncertainty.variance.shape == expected.shape == (2, 4, 24, 24)
+    assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
+
+
+class PastPredictions(comfy.samplers.CFGGuider):
+    """Asks the network without the host's wrappers, as the guiders of some packs do."""
+
+    def __call__(self, *args, **kwargs):
+        return self.predict_noise(*args, **kwargs)
+
+
+class PastAll(PastPredictions):
+    """And samples without them."""
+
+    def outer_sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        wrappers = self.model_options["transformer_options"].pop("wrappers", {})
+        try:
+            return super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            self.model_options["transformer_options"]["wrappers"] = wrappers
+
+
+@pytest.mark.parametrize("kind", [PastPredictions, PastAll])
+@pytest.mark.parametrize("quality", ["no head", "draft"])
+def test_a_guider_that_goes_past_the_wrappers_is_unknown(demo, demo_head, kind, quality):
+    (sampler,) = KSamplerSelect.execute("euler").args
+    expected, found, uncertainty = custom(demo, demo_head, sampler, guider_of(demo, kind), quality)
+    assert torch.equal(found, expected)
+    assert "got some that go past it" in uncertainty.unknown and uncertainty.variance.isnan().all()
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_context_windows_over_the_batch(demo, demo_head, quality):
+    windows = dict(context_length=2, context_overlap=1, context_schedule="standard_static", context_stride=1,
+                   closed_loop=False, fuse_method="pyramid", dim=0)  # fmt: skip
+    windowed = (ContextWindowsManualNode.execute(demo[0], **windows).args[0], *demo[1:])
+    latent = {"samples": torch.zeros(2, 4, 16, 16)}
+    expected = stock(windowed, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(windowed, demo_head, latent, quality, **RUN)
+    assert torch.equal(found["samples"], expected)
+    assert uncertainty.unknown or uncertainty.variance.isfinite().all()
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_patches_that_draw_random_numbers_in_every_call(demo, demo_head, quality):
+    """A head whose draws change next to nothing leaves next to nothing: the patch is not counted."""
+    tiled = (HyperTile.execute(demo[0], 64, 2, 1, False)[0], *demo[1:])
+    latent = {"samples": torch.zeros(1, 4, 32, 32)}
+    expected = stock(tiled, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(tiled, demo_head, latent, quality, **RUN)
+    assert torch.equal(found["samples"], expected) and not uncertainty.unknown
+    if quality == "draft":
+        tiny = sample(tiled, scaled(demo_head, 1e-12), latent, quality, **RUN)[1]
+        assert tiny.variance.mean() < 1e-6 * uncertainty.variance.mean()
+
+
+@pytest.mark.parametrize("quality", ["draft", "balanced"])
+def test_a_patch_that_remembers_its_calls_is_unknown(demo, demo_head, quality):
+    calls = 0
+
+    def remembers(q, k, v, extra):
+        nonlocal calls
+        calls += 1
+        return q * (1 + 0.01 * calls), k, v
+
+    model = demo[0].clone()
+    model.set_model_attn1_patch(remembers)
+    expected = stock((model, *demo[1:]), EMPTY, **RUN)["samples"]
+    calls = 0
+    found, uncertainty, _ = ours((model, *demo[1:]), demo_head, EMPTY, quality, **RUN)
+    assert torch.equal(found["samples"], expected)
+    assert "answers the same when it is asked again" in uncertainty.unknown
+
+
+def test_a_network_that_takes_one_image_a_call():
+    """No call of ours has another batch than the run's, on a family whose outputs have to be placed."""
+    from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples
+    from bayesdiff.host.settings import Guidance
+
+    family = FAMILIES["Flux"]
+    model, positive, negative = family.build(), family.conditioning(1), family.conditioning(2)
+    network, latent = model.model.diffusion_model, {"samples": torch.zeros(1, 16, 32, 32)}
+    forward = network.forward
+
+    def one_image(x, *args, **kwargs):
+        if len(x) > 1:
+            raise RuntimeError(f"this network takes one image, got {len(x)}")
+        return forward(x, *args, **kwargs)
+
+    network.forward = one_image
+    guidance, flux = Guidance(positive, negative, 1.0), (model, positive, negative, None)
+    data = own_samples(model, guidance, latent, 3, 2, 0)
+    head = fit_head(model, as_examples(data, positive), negative, FitSettings(1.0, levels=2, own_images=2, steps=4))
+    assert head.calibration is not None
+    expected = stock(flux, latent, cfg=1.0, **RUN)["samples"]
+    for quality in QUALITIES:
+        found, uncertainty, _ = sample(flux, head, latent, quality, cfg=1.0, **RUN)
+        assert torch.equal(found["samples"], expected) and not uncertainty.unknown
