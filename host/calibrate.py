@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..bayesdiff_core.estimators.base import Estimate, Estimator, NominalRun
 from ..bayesdiff_core.estimators.evidence import Evidence, is_needed, read_evidence
-from ..bayesdiff_core.estimators.trajectory import SaveAt, Unknown
+from ..bayesdiff_core.estimators.trajectory import SaveAt, Unknown, root_mean_square
 from ..bayesdiff_core.estimators.trend import Seen, Trend, fit_trend
 from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
@@ -123,13 +123,13 @@ def own_image(
         member, passed = sample_stock(run, model, latent, progress(part), weights, save_at=every)
         deviations.append(member["samples"].float() - nominal.latent.float())
         ways.append({sigma: x for sigma, x in passed})
-    end = size_of(torch.stack(deviations))
+    end = root_mean_square(torch.stack(deviations))
     if not end > 0:
         raise Unknown("a draw of the last layer changes nothing")
     sampling = model.get_model_object("model_sampling")
     way = {}
     for moment in nominal.trajectory:
-        moved = size_of(
+        moved = root_mean_square(
             torch.stack([passed[moment.sigma] - moment.latent for passed in ways if moment.sigma in passed])
         )
         if moved > 0:
@@ -137,11 +137,6 @@ def own_image(
     slope = latent_slope(model.model, nominal.latent).float()
     seen = Seen(watch.evidence, torch.stack(deviations) / slope, way)
     return OwnImage(nominal.latent, slope, seen)
-
-
-def size_of(deviations: torch.Tensor) -> float:
-    """Root mean square of what is finite."""
-    return float(deviations[deviations.isfinite()].float().square().mean().sqrt())
 
 
 def scale_of(images: list[OwnImage], trend: Trend) -> ScoreScale | None:

@@ -139,8 +139,8 @@ def read_out(uncertainty: Uncertainty) -> tuple:
 
 
 def nothing_to_read(uncertainty: Uncertainty) -> io.NodeOutput | None:
-    """What a node returns of an uncertainty of which nothing is known: the host shows why, and goes on elsewhere.
+    """What a node returns of an uncertainty with unknown images: the host shows why, and goes on elsewhere.
 
-    An error would stop the graph before it saves the image. None where there is something to read.
+    An error would stop the graph before it saves the images. None where all is known.
     """
-    return None if uncertainty.is_known else io.NodeOutput(block_execution=uncertainty.unknown)
+    return io.NodeOutput(block_execution=uncertainty.unknown) if uncertainty.unknown else None

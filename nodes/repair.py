@@ -145,7 +145,7 @@ class Repair(io.ComfyNode):
             scores.tolist(),
             by_image(latent_image, versions),
             tried,
-            describe(attempts, scores) if best.is_known else f"Nothing was repaired. {best.unknown}",
+            f"Nothing was repaired. {best.unknown}" if best.unknown else describe(attempts, scores),
         )
 
 

@@ -14,7 +14,7 @@ from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.settings import Guidance  # noqa: E402
 from factory import fit_own_head  # noqa: E402
 
-__all__ = ["demo", "demo_head", "every_step_is_told", "server"]
+__all__ = ["demo", "demo_head", "every_step_is_told", "inference_mode", "server"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,13 @@ def every_step_is_told(monkeypatch):
     """Newer hosts tell ten steps a second; tests of progress want all of them on a fast machine too."""
     for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
         monkeypatch.setattr(comfy.utils, name, 0, raising=False)
+
+
+@pytest.fixture
+def inference_mode():
+    """As the host's server executes nodes."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

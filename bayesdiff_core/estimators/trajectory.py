@@ -109,6 +109,12 @@ class Trajectory:
         return math.prod(state.contraction for state in self.states[first:last])
 
 
+def root_mean_square(values: torch.Tensor) -> float:
+    """Of what is finite; 0 where nothing is."""
+    finite = values[values.isfinite()].float()
+    return float(finite.square().mean().sqrt()) if len(finite) else 0.0
+
+
 def nearest_sigma(sigmas: Sequence[float], wanted: float) -> int:
     """The place of the sigma nearest to ``wanted``, by its logarithm.
 

@@ -107,7 +107,7 @@ class Uncertainty:
         Raises:
             ValueError: something is unknown, the latent is not a batch of images, or a variance is no finite number.
         """
-        if self.unknown and self.variance.isnan().any():
+        if self.unknown:
             raise ValueError(self.unknown)
         shape = tuple(self.variance.shape)
         if len(shape) == 5 and shape[2] > 1:

@@ -28,11 +28,6 @@ def restart_hooks(guider) -> None:
         hook.initialize_timesteps(guider.inner_model)
 
 
-def generator_devices(device: torch.device) -> list[torch.device]:
-    """Devices whose global generator work on ``device`` may use, for :func:`torch.random.fork_rng`."""
-    return [device] if device.type == "cuda" else []
-
-
 def step_cache(model_options: dict):
     """What the host's EasyCache or LazyCache remembers of this run; None without one."""
     return model_options.get("transformer_options", {}).get("easycache")
@@ -91,7 +86,7 @@ class Generators:
 
     @classmethod
     def now(cls, device: torch.device) -> Generators:
-        on_device = torch.cuda.get_rng_state(device) if generator_devices(device) else None
+        on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(torch.get_rng_state(), on_device, random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
 
     def restore(self, device: torch.device) -> None:

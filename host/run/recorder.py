@@ -43,6 +43,7 @@ class Before(NamedTuple):
     Attributes:
         uncond: gets the prediction for the negative prompt, where the sampler looks at it.
         model_options: to make the prediction with.
+        look: that looks at it; None where nothing of it is needed.
         looking: to be held meanwhile.
         skipped: how many steps a cache had skipped.
     """
@@ -52,6 +53,7 @@ class Before(NamedTuple):
     x: torch.Tensor
     uncond: list[torch.Tensor]
     model_options: dict
+    look: Look | None
     looking: AbstractContextManager
     skipped: int
     generators: Generators
@@ -95,6 +97,7 @@ class Recorder:
     def __init__(self, context: RunContext, look: Look | None, estimator: Estimator, beside: Beside):
         self.context, self.look, self.estimator, self.beside = context, look, estimator, beside
         self.schedule = context.schedule
+        self.asks = self.estimator.calls(self.schedule) > 0 if self.schedule else False
         self.seen: list[Prediction] = []
         self.calls = 0
 
@@ -122,6 +125,8 @@ class Recorder:
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], see_uncond(uncond)]}
         cache = step_cache(model_options)
         reads = self.estimator.wants_variance(scales.noise_over_signal, self.schedule)
+        # What the last layer answers is kept for an estimator that will ask again.
+        look = self.look if reads or self.asks else None
         return Before(
             sigma=sigma,
             scales=scales,
@@ -129,7 +134,8 @@ class Recorder:
             x=x.to("cpu", copy=True),
             uncond=uncond,
             model_options=model_options,
-            looking=nullcontext() if self.look is None else self.look.at(reads),
+            look=look,
+            looking=nullcontext() if look is None else look.at(reads),
             skipped=cache.total_steps_skipped if cache is not None else 0,
             generators=Generators.now(self.context.device),
         )
@@ -140,9 +146,9 @@ class Recorder:
         if cache is not None and cache.total_steps_skipped > before.skipped:
             return  # not the network's word: to a member, which asks the network, it would look like a change
         gamma_squared, sized, answers = None, False, None
-        if self.look is not None:
-            gamma_squared, sized = self.look.gamma_squared(getattr(self.context.guider, "cfg", None), len(before.x))
-            answers = self.look.answers.whole
+        if before.look is not None:
+            gamma_squared, sized = before.look.gamma_squared(getattr(self.context.guider, "cfg", None), len(before.x))
+            answers = before.look.answers.whole
         self.seen.append(
             Prediction(
                 sigma=before.sigma,

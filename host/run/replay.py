@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 
 from ...bayesdiff_core.estimators.base import Change, NominalRun
-from ...bayesdiff_core.estimators.trajectory import Scales, State, Unknown
+from ...bayesdiff_core.estimators.trajectory import Scales, State, Unknown, root_mean_square
 from ..posterior import NoPosterior, Posterior
 from .context import RunContext
 from .look import Answers
@@ -112,8 +112,8 @@ class Replay(NominalRun):
             for handle in handles:
                 handle.remove()
         if own.whole.shape == recorded.shape:
-            changed = rms(own.whole - recorded)
-            if changed > FORGETFUL * rms(perturbed.whole - own.whole):
+            changed = root_mean_square(own.whole - recorded)
+            if changed > FORGETFUL * root_mean_square(perturbed.whole - own.whole):
                 raise Unknown(ANSWERS_OTHERWISE)
         else:  # a sampler that asks for more than its steps need, as CFG++ does
             self.ask_again(state)
@@ -126,7 +126,7 @@ class Replay(NominalRun):
             Unknown: the network answers something else.
         """
         again = self.ask(state, state.x, None)
-        if rms(again - state.denoised.float()) > SAME * rms(state.denoised.float()):
+        if root_mean_square(again - state.denoised.float()) > SAME * root_mean_square(state.denoised.float()):
             raise Unknown(ANSWERS_OTHERWISE)
 
     def check_end(self) -> None:
@@ -182,9 +182,3 @@ class Replay(NominalRun):
 
     def show(self, variance: torch.Tensor) -> None:
         self.progress.show(variance)
-
-
-def rms(values: torch.Tensor) -> float:
-    """Root mean square of what is finite."""
-    finite = values[values.isfinite()]
-    return float(finite.square().mean().sqrt()) if len(finite) else 0.0

@@ -11,11 +11,7 @@ from bayesdiff.host.posterior import Posterior
 from bayesdiff.host.run.space import output_slope
 from bayesdiff.host.settings import Guidance
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -32,10 +32,7 @@ from families import FAMILIES
 QUANTISES = hasattr(comfy.ops, "mixed_precision_ops") and hasattr(comfy.quant_ops, "QuantizedTensor")
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def build(name: str = "SD1", change: float = 0.0):

@@ -13,11 +13,7 @@ from bayesdiff.host.run.stock import sample_stock
 from comfy.nested_tensor import NestedTensor
 from running import EMPTY, stock
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def test_perturbing_is_changing_the_weights(demo, demo_head):

@@ -16,10 +16,7 @@ RUN = dict(steps=3, cfg=3.0, sampler_name="euler", scheduler="normal")
 IMAGES = 4
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 class MeanOfHint(torch.nn.Module):

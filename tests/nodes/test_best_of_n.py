@@ -17,10 +17,7 @@ SETTINGS = dict(seed=5, steps=6, cfg=3.0, scheduler="normal", denoise=1.0)
 EMPTY = {"samples": torch.zeros(1, 4, 16, 16)}
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def best(demo, head, sampler="euler", model=None, latent=EMPTY, keep=2, candidates=6, share=0.5, batch_size=2,

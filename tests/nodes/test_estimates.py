@@ -18,11 +18,7 @@ from in_process import traces
 from measure import spearman
 from running import EMPTY, options, ours, scaled, stock
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def test_one_step_has_the_posterior_variance_of_the_head(demo, demo_head):

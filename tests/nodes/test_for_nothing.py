@@ -12,6 +12,7 @@ from bayesdiff.bayesdiff_core.estimators.instant import Instant
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
+from bayesdiff.nodes.inputs import read_out
 from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.renoise import UncertaintyWithoutHead
 from bayesdiff.nodes.repair import Repair
@@ -35,10 +36,7 @@ GUIDERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def sample(demo, head, kind: str, latent=EMPTY, **changes):
@@ -134,6 +132,18 @@ def test_one_step_is_unknown_and_says_why(demo, demo_head, caplog):
         assert UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).block_execution == uncertainty.unknown
         blocked, table = UncertaintyScore.execute(uncertainty, "sum").args
         assert blocked.message == table == uncertainty.unknown
+
+
+def test_one_unknown_image_of_a_batch_stops_no_graph_and_goes_with_its_image(demo, demo_head):
+    uncertainty = ours(demo, demo_head, EMPTY, "instant")[1]
+    variance = uncertainty.variance.clone()
+    variance[1] = torch.nan
+    partly = dataclasses.replace(uncertainty, variance=variance, unknown="Expected it, got nothing; take the other.")
+    assert UncertaintyToMask.execute(partly, 0.2, 0, 0.0).block_execution == partly.unknown
+    assert UncertaintyScore.execute(partly, "sum").args[1] == partly.unknown
+    _, scores, percentiles = read_out(partly)
+    assert scores[0] == uncertainty.scores()[0] and scores[1] != scores[1] and len(percentiles) == 2
+    assert partly.select(torch.tensor([0])).unknown == "" and partly.select(torch.tensor([1])).unknown == partly.unknown
 
 
 def test_without_a_head_the_log_says_so_once_and_members_are_refused(demo, caplog):

@@ -13,11 +13,7 @@ from bayesdiff.nodes.head import FOLDER, IMAGES, LATENTS, OWN_SAMPLES, FitLaplac
 from PIL import Image
 from running import stock
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,7 @@ from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.renoise import UncertaintyWithoutHead
 from measure import count_calls, spearman
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,7 @@ RUN = dict(steps=4, cfg=3.0, sampler_name="euler", scheduler="normal")
 SEED = 3
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

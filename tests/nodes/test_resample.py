@@ -17,10 +17,7 @@ SEED = 3
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def sampled(demo, head, latent=EMPTY, **changes):

@@ -24,11 +24,7 @@ from factory import sampler_inputs
 from in_process import traces
 from running import EMPTY, MEMBERS, breaking, ours, stock
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.mark.parametrize("cfg", [1.0, 7.0])

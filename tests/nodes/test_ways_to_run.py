@@ -13,11 +13,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from measure import spearman
 from running import EMPTY, options, ours, scaled, stock
 
-
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def test_a_compiled_model_is_sampled_as_it_is_and_its_uncertainty_found(demo, demo_head):

@@ -19,10 +19,7 @@ RUN = dict(steps=4, seed=3)
 QUALITIES = ["no head", "instant", "draft", "ensemble"]
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def sample(demo, head, latent: dict, quality: str, **settings) -> tuple:

@@ -73,10 +73,7 @@ class Thrower:
             sys.setprofile(None)
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def ksampler(demo, head, **how):
@@ -126,10 +123,9 @@ def test_thrown_at_any_place_the_latent_is_the_stock_samplers(demo, demo_head, r
     """At the first call of every function of the pack that runs from the first network call to the end."""
     model = demo[0]
     network, expected = model.model.diffusion_model, stock(demo, EMPTY, seed=3, **RUN)["samples"]
-    before, state = traces(model), None
-    first = Thrower(network)
+    before, first, unknown = traces(model), Thrower(network), 0
     first.run(lambda: RUNS[run](demo, demo_head))
-    state, unknown = torch.get_rng_state(), 0
+    state = torch.get_rng_state()
     assert len(first.seen) > 20
     lost = []
     for place in first.seen:

@@ -16,10 +16,7 @@ RUN = dict(seed=3, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", d
 EMPTY = {"samples": torch.zeros(2, 4, 8, 8)}
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def prompts(demo) -> dict:

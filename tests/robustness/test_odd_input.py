@@ -36,10 +36,7 @@ SIDE = 8
 BAD = pytest.mark.parametrize("value", [math.nan, math.inf])
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def prompts(demo) -> dict:

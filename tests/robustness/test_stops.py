@@ -47,10 +47,7 @@ class Broken(RuntimeError):
     pass
 
 
-@pytest.fixture(autouse=True)
-def inference_mode():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @dataclasses.dataclass
