@@ -57,7 +57,7 @@ def load(name: str, folder: Path) -> tuple:
         model, prompts = load_unet("SD 1.5", folder), [conditioning("SD 1.5", seed) for seed in (1, 2)]
         return (model, *prompts), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     model, *prompts, _ = load_demo_model("owl")
-    data = own_samples(model, Guidance(*prompts, CFG), {"samples": torch.zeros(1, 4, 16, 16)}, 32, 12, seed=0)
+    data = own_samples(model, Guidance(*prompts, CFG[name]), {"samples": torch.zeros(1, 4, 16, 16)}, 32, 12, seed=0)
     return (model, *prompts), data
 
 
