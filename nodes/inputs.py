@@ -138,9 +138,12 @@ def read_out(uncertainty: Uncertainty) -> tuple:
     return uncertainty, [math.nan] * len(uncertainty), ExecutionBlocker(uncertainty.unknown or beside.problem)
 
 
-def nothing_to_read(uncertainty: Uncertainty) -> io.NodeOutput | None:
+def nothing_to_read(node: type[io.ComfyNode], uncertainty: Uncertainty) -> io.NodeOutput | None:
     """What a node returns of an uncertainty with unknown images: the host shows why, and goes on elsewhere.
 
     An error would stop the graph before it saves the images. None where all is known.
     """
-    return io.NodeOutput(block_execution=uncertainty.unknown) if uncertainty.unknown else None
+    if not uncertainty.unknown:
+        return None
+    # Each output by itself: the host drops a NodeOutput that blocks and has no outputs.
+    return io.NodeOutput(*[ExecutionBlocker(uncertainty.unknown)] * len(node.define_schema().outputs))

@@ -97,7 +97,7 @@ class UncertaintyMap(io.ComfyNode):
     def execute(
         cls, uncertainty, vae, scale, opacity, resolution=LATENT, tile_size=512, colours="inferno", colour_bar=False
     ) -> io.NodeOutput:
-        if nothing := nothing_to_read(uncertainty):
+        if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         uncertainty.require_images()  # before anything is decoded
         per_image, tile = scale == PER_IMAGE, tile_size if resolution == TILED else None

@@ -114,7 +114,7 @@ class UncertaintyToMask(io.ComfyNode):
         soft=False,
         invert=False,
     ) -> io.NodeOutput:
-        if nothing := nothing_to_read(uncertainty):
+        if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         std = uncertainty.maps()
         if threshold == AREA:

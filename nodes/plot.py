@@ -41,7 +41,7 @@ class UncertaintyPlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, uncertainty, plot, score, width, height) -> io.NodeOutput:
-        if nothing := nothing_to_read(uncertainty):
+        if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         if plot == OVER_SIGMA:
             sigmas, stds = uncertainty.std_over_sigma()

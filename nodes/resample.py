@@ -91,7 +91,7 @@ class Resample(io.ComfyNode):
         check_latent(model, latent_image)
         check_belongs(latent_image, uncertainty)
         check_mask(mask, len(latent_image["samples"]))
-        if nothing := nothing_to_read(uncertainty):
+        if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         inside = latent_image.get("noise_mask") if mask is None else mask
         require_finite_mask(inside)

@@ -8,7 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..bayesdiff_core.reading.scores import DEFAULT, SCORES, SEMANTIC_SCORES, inside_cells, score_table
 from ..host.compat import search_words
 from ..host.decode import member_features
-from .inputs import CATEGORY, UncertaintyType, nothing_to_read
+from .inputs import CATEGORY, UncertaintyType
 
 
 class UncertaintyScore(io.ComfyNode):
@@ -57,7 +57,7 @@ class UncertaintyScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, uncertainty, score, mask=None, vae=None, clip_vision=None) -> io.NodeOutput:
-        if nothing_to_read(uncertainty):
+        if uncertainty.unknown:
             return io.NodeOutput(ExecutionBlocker(uncertainty.unknown), uncertainty.unknown)
         uncertainty.require_images()
         if score in SCORES:

@@ -129,7 +129,8 @@ def test_one_step_is_unknown_and_says_why(demo, demo_head, caplog):
         assert "at least two predictions" in uncertainty.unknown and uncertainty.unknown in caplog.text
         assert all(score != score for score in scores)
         # The graph goes on where nothing is read, and says why where something is.
-        assert UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).block_execution == uncertainty.unknown
+        (blocked,) = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).args
+        assert blocked.message == uncertainty.unknown
         blocked, table = UncertaintyScore.execute(uncertainty, "sum").args
         assert blocked.message == table == uncertainty.unknown
 
@@ -139,7 +140,7 @@ def test_one_unknown_image_of_a_batch_stops_no_graph_and_goes_with_its_image(dem
     variance = uncertainty.variance.clone()
     variance[1] = torch.nan
     partly = dataclasses.replace(uncertainty, variance=variance, unknown="Expected it, got nothing; take the other.")
-    assert UncertaintyToMask.execute(partly, 0.2, 0, 0.0).block_execution == partly.unknown
+    assert UncertaintyToMask.execute(partly, 0.2, 0, 0.0).args[0].message == partly.unknown
     assert UncertaintyScore.execute(partly, "sum").args[1] == partly.unknown
     _, scores, percentiles = read_out(partly)
     assert scores[0] == uncertainty.scores()[0] and scores[1] != scores[1] and len(percentiles) == 2

@@ -510,3 +510,25 @@ def test_fitting_on_given_latents_and_repairing_with_a_mask(server):
     before, after = saved_latent(server, entry), saved_latent(server, entry, "save_repair")
     changed = (before - after).abs().amax(1) > 1e-4
     assert 0.1 < changed.float().mean() < 0.5
+
+
+def test_an_unknown_uncertainty_costs_no_image(server):
+    """A run of one step: the images are saved, the table says why, and only what reads the map is stopped."""
+    graph = with_sampler(base_graph(), "instant", steps=1)
+    del graph["fit"], graph["ours"]["inputs"]["head"]
+    graph |= {
+        "decoded": node("VAEDecode", samples=["ours", 0], vae=["demo", 3]),
+        "images": node("SaveImage", images=["decoded", 0], filename_prefix="kept"),
+        "map": node(
+            "BayesDiffUncertaintyMap", uncertainty=["ours", 1], vae=["demo", 3], scale="each image", opacity=0.6
+        ),
+        "heat_map": node("SaveImage", images=["map", 0], filename_prefix="heat"),
+        "score": node("BayesDiffUncertaintyScore", uncertainty=["ours", 1], score="mean std"),
+        "table": node("PreviewAny", source=["score", 1]),
+    }
+    prompt = server.queue(graph)
+    with pytest.raises(comfy_server.PromptFailed, match="SaveImage: .*Expected a run of at least two predictions"):
+        server.wait(prompt, 120)
+    outputs = server.get(f"/history/{prompt}")[prompt]["outputs"]
+    assert len(outputs["images"]["images"]) == 2 and "heat_map" not in outputs
+    assert "Expected a run of at least two predictions" in outputs["table"]["text"][0]
