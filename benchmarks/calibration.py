@@ -18,7 +18,7 @@ in_process.import_host_and_pack()
 
 import torch  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.registry import NO_HEAD, QUALITIES  # noqa: E402
-from bayesdiff.host.calibrate import calibrate  # noqa: E402
+from bayesdiff.host.calibrate import OwnRun, calibrate  # noqa: E402
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.posterior import Posterior  # noqa: E402
 from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
@@ -75,7 +75,7 @@ def calibration(name: str) -> list[dict]:
     settings = RunSettings(12, of.cfg, "euler", "simple", positive, negative)
     for images, members in LEARNED:
         start = time.perf_counter()
-        head = calibrate(bare, model, [settings] * images, empty["samples"].shape, 0, members)
+        head = calibrate(bare, model, [OwnRun(settings, empty["samples"])] * images, 0, members)
         seconds = time.perf_counter() - start
         rows.append(
             {"images": images, "members": members, "seconds": seconds, "share": seconds / fit, "setting": "instant"}

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import traceback
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
@@ -24,7 +25,7 @@ from .run.progress import Progress
 from .run.sample import sample_with_uncertainty
 from .run.space import latent_slope, scales
 from .run.stock import sample_stock
-from .settings import RunSettings, Start
+from .settings import WHOLE, Part, RunSettings, Start, Stretch
 
 # Mixed into the seed: these images shall be others than those that the head was fitted on.
 OWN_IMAGES = 0x0CA11B8A7E
@@ -63,16 +64,27 @@ class OwnImage:
     seen: Seen
 
 
-def calibrate(
-    head: LaplaceHead, model: ModelPatcher, settings: list[RunSettings], shape: torch.Size, seed: int, members: int = 1
-) -> LaplaceHead:
+class OwnRun(NamedTuple):
+    """How one of the model's own images is sampled.
+
+    Attributes:
+        settings: of the run.
+        latent: ``(1, ...)``, what it starts from where its part of the schedule does not begin at pure noise.
+        part: of the schedule.
+    """
+
+    settings: RunSettings
+    latent: torch.Tensor
+    part: Part = WHOLE
+
+
+def calibrate(head: LaplaceHead, model: ModelPatcher, runs: list[OwnRun], seed: int, members: int = 1) -> LaplaceHead:
     """The head with what it learned.
 
     Each image takes ``1 + members`` sampling runs.
 
     Args:
-        settings: of each image.
-        shape: of their latents, ``(1, ...)``.
+        runs: of each image.
         seed: of noise and draws.
 
     Returns:
@@ -82,10 +94,10 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed ^ OWN_IMAGES)
     images = []
     try:
-        for number, of_image in enumerate(settings):
-            noise = torch.randn(shape, generator=generator)
+        for number, own in enumerate(runs):
+            noise = torch.randn(own.latent.shape, generator=generator)
             draws = range(number * members, (number + 1) * members)
-            images.append(own_image(posterior, of_image, noise, draws, (number, len(settings))))
+            images.append(own_image(posterior, own, noise, draws, (number, len(runs))))
         trend = fit_trend([image.seen for image in images])
     except comfy.model_management.InterruptProcessingException:
         raise
@@ -100,17 +112,17 @@ def calibrate(
     return dataclasses.replace(head, calibration=Calibration(trend, scale_of(images, trend)))
 
 
-def own_image(
-    posterior: Posterior, settings: RunSettings, noise: torch.Tensor, draws: range, stage: tuple[int, int]
-) -> OwnImage:
+def own_image(posterior: Posterior, own: OwnRun, noise: torch.Tensor, draws: range, stage: tuple[int, int]) -> OwnImage:
     """One image, and the same under draws of the posterior."""
     model, (number, images) = posterior.model, stage
-    runs = 1 + len(draws)
-    every = SaveAt(tuple(settings.sigmas(model)[:-1].tolist()))
-    latent = {"samples": torch.zeros_like(noise)}
+    runs, settings, sigmas = 1 + len(draws), own.settings, own.settings.sigmas(model)
+    steps = Stretch.of(own.part, sigmas, model.get_model_object("model_sampling"))
+    every = SaveAt(tuple(sigmas[steps.first : steps.last].tolist()))
+    latent = {"samples": torch.zeros_like(noise) if steps.first == 0 else own.latent}
 
     def run(model: ModelPatcher, latent: dict) -> dict:
-        return {"samples": settings.sample_from(model, Start(latent["samples"], noise, 0), posterior.seed, None)}
+        start = Start(latent["samples"], noise, steps.first)
+        return {"samples": settings.sample_from(model, start, posterior.seed, None, steps.last)}
 
     def progress(part: int) -> Progress:
         return Progress(model, stage=(number * runs + part, images * runs))

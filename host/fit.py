@@ -14,14 +14,14 @@ from comfy.model_patcher import ModelPatcher
 
 from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
-from .calibrate import calibrate
+from .calibrate import OwnRun, calibrate
 from .files import read_caption, read_image
 from .identity import describe_model
 from .last_layer import LastLayer, find_last_layer
 from .latents import empty_latent, latent_grid
 from .layout import discover_last_layer, layout_at
 from .run.space import output_slope
-from .settings import Guidance, RunSettings
+from .settings import WHOLE, Guidance, Part, RunSettings, Stretch
 from .states import NoisedState, visit_state
 
 # Latent cells and images in one call of the network: few, so that a model that just fits its card can be fitted.
@@ -46,13 +46,27 @@ def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
     return [Example(batch, positive) for batch in latents.split(call_batch(latents))]
 
 
-def own_samples(model: ModelPatcher, guidance: Guidance, latent: dict, count: int, steps: int, seed: int):
-    """``count`` samples ``(count, ...)`` of the model's own, of the size of ``latent``."""
+def own_samples(
+    model: ModelPatcher,
+    guidance: Guidance,
+    latent: dict,
+    count: int,
+    steps: int,
+    seed: int,
+    part: Part = WHOLE,
+):
+    """``count`` samples ``(count, ...)`` of the model's own, of the size of ``latent``.
+
+    Args:
+        part: of the schedule, from pure noise on; what is left of it is one step.
+    """
     positive, negative, cfg = guidance
     empty = empty_latent(model, latent)
     shape, generator = (count, *empty.shape[1:]), torch.Generator().manual_seed(seed)
     noises = torch.randn(shape, generator=generator).split(call_batch(empty))
-    bar = comfy.utils.ProgressBar(len(noises) * steps)
+    settings = RunSettings(steps, cfg, "euler", "simple", positive, negative)
+    stretch = Stretch.of(part, settings.sigmas(model), model.get_model_object("model_sampling"))
+    bar = comfy.utils.ProgressBar(len(noises) * stretch.last)
 
     def sample(noise: torch.Tensor) -> torch.Tensor:
         return comfy.sample.sample(
@@ -65,6 +79,8 @@ def own_samples(model: ModelPatcher, guidance: Guidance, latent: dict, count: in
             positive,
             negative,
             torch.zeros_like(noise),
+            last_step=stretch.last,
+            force_full_denoise=True,
             seed=seed,
             callback=lambda *_: bar.update(1),
             disable_pbar=True,
@@ -166,6 +182,7 @@ class FitSettings:
         seed: of noise, sigmas, and the choice of positions.
         structure, explained_variance: see :func:`~..bayesdiff_core.posterior.fit.fit_laplace_head`.
         source: where the data came from, for the head's metadata.
+        part: of the schedule that the head is for, in shares from 0 (pure noise) to 1 (the image).
         own_images, steps: from how many of the model's own images, of so many steps, the head learns how the variance
             follows what a run shows; see :mod:`.calibrate`.
     """
@@ -176,6 +193,7 @@ class FitSettings:
     structure: str = "low-rank"
     explained_variance: float = 0.99
     source: str = ""
+    part: Part = WHOLE
     own_images: int = 6
     steps: int = 12
 
@@ -217,7 +235,7 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
     for level in range(settings.levels):
         for example in data:
             for conditioning in (example.positive, negative)[:prompts]:
-                share = (level + float(torch.rand((), generator=generator))) / settings.levels
+                share = settings.part.at((level + float(torch.rand((), generator=generator))) / settings.levels)
                 eps = torch.randn(example.latents.shape, generator=generator)
                 alone = Guidance(conditioning, conditioning, 1.0)
 
@@ -234,6 +252,7 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
         "cfg": f"{settings.cfg:g}",
         "seed": str(settings.seed),
         "noise_levels": str(settings.levels),
+        "part": settings.part.words,
         "positions": str(hessian.positions),
         "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
     }
@@ -243,4 +262,6 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
         return head
     prompts = [data[number * len(data) // settings.own_images].positive for number in range(settings.own_images)]
     runs = [RunSettings(settings.steps, settings.cfg, "euler", "simple", prompt, negative) for prompt in prompts]
-    return calibrate(head, model, runs, data[0].latents[:1].shape, settings.seed)
+    latents = torch.cat([example.latents for example in data])
+    starts = [latents[number % len(latents)][None] for number in range(settings.own_images)]
+    return calibrate(head, model, [OwnRun(*run, settings.part) for run in zip(runs, starts)], settings.seed)

@@ -14,9 +14,12 @@ from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from .identity import WARN_ONLY, describe_model, described_once, differing
 from .last_layer import LastLayer, find_last_layer
+from .settings import Part
 
 # Of what a head's file says, in letters of a sentence about it.
 LONGEST = 200
+# By which factor a sigma may lie outside the part that a head is for: schedules of few steps are coarse.
+OUTSIDE = 1.2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +95,19 @@ class Posterior:
     def draw(self, number: int) -> torch.Tensor:
         """Draw ``number``, from 0, of ``dW = W - W*``, ``(width, out_features)``, float32 on the CPU."""
         return self.head.draw(self.seed, number)
+
+    def warn_of_other_part(self, sampling, sigmas: torch.Tensor) -> None:
+        """Warn of a run outside the part of the schedule that the head was fitted for."""
+        part = Part.read(self.about.get("part", ""))
+        high, low = part.sigmas(sampling)
+        steps = sigmas[:-1].tolist()
+        outside = [sigma for sigma in steps if not low / OUTSIDE <= sigma <= high * OUTSIDE]
+        if outside:
+            logging.warning(
+                f"BayesDiff: this Laplace head was fitted for the part {part.words} of the schedule, and "
+                f"{len(outside)} of {len(steps)} steps lie outside; fit a head for the whole, or sample this part "
+                "alone with it."
+            )
 
     def perturbed(self, number: int) -> AbstractContextManager[None]:
         """Weights ``W* + dW`` of draw ``number`` inside the ``with`` block."""

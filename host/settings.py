@@ -67,8 +67,14 @@ class RunSettings:
             **stage,
         )[0]
 
-    def sample_from(self, model: ModelPatcher, start: Start, seed: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """The stock sampler from a step to the end, with the noise that is given."""
+    def sample_from(
+        self, model: ModelPatcher, start: Start, seed: int, mask: torch.Tensor | None, last_step: int | None = None
+    ) -> torch.Tensor:
+        """The stock sampler from a step to the end, with the noise that is given.
+
+        Args:
+            last_step: the step before which to go to the end at once; None to take all.
+        """
         return comfy.sample.sample(
             model,
             start.noise,
@@ -81,11 +87,63 @@ class RunSettings:
             start.latent,
             denoise=self.denoise,
             start_step=start.step,
+            last_step=last_step,
             force_full_denoise=True,
             noise_mask=mask,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
+
+
+class Part(NamedTuple):
+    """A part of the schedule, in shares from 0 (pure noise) to 1 (the image)."""
+
+    first: float = 0.0
+    last: float = 1.0
+
+    def at(self, share: float) -> float:
+        """The share of the schedule at a share of the part."""
+        return self.first + share * (self.last - self.first)
+
+    @property
+    def words(self) -> str:
+        """As a head's file has it."""
+        return f"{self.first:g} to {self.last:g}"
+
+    @classmethod
+    def read(cls, words: str) -> Part:
+        """The inverse of :attr:`words`; the whole schedule where they say something else."""
+        try:
+            first, last = map(float, words.split(" to "))
+        except ValueError:
+            return WHOLE
+        return cls(first, last) if 0 <= first < last <= 1 else WHOLE
+
+    def sigmas(self, sampling) -> tuple[float, float]:
+        """The sigmas that it begins and ends at."""
+        return float(sampling.percent_to_sigma(self.first)), float(sampling.percent_to_sigma(self.last))
+
+
+WHOLE = Part()
+
+
+class Stretch(NamedTuple):
+    """The steps of a run, from 0, that lie in a part of the schedule: from ``first``, up to before ``last``."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, part: Part, sigmas: torch.Tensor, sampling) -> Stretch:
+        high, low = part.sigmas(sampling)
+        steps = len(sigmas) - 1
+        inside = [step for step, sigma in enumerate(sigmas[:-1].tolist()) if low < sigma <= high]
+        if not inside:
+            raise ValueError(
+                f"Expected at least one step in the part {part.words} of the schedule, got none of {steps} steps; give "
+                "more steps, or a wider part."
+            )
+        return cls(inside[0], steps if part.last == 1 else inside[-1] + 1)
 
 
 class Start(NamedTuple):

@@ -13,6 +13,7 @@ from .repair import Repair
 from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
+from .stages import LatentsToUncertainty, UncertaintyToLatents
 
 NODES = [
     FitLaplaceHead,
@@ -24,6 +25,8 @@ NODES = [
     KSamplerBestOfN,
     Resample,
     Repair,
+    UncertaintyToLatents,
+    LatentsToUncertainty,
     UncertaintyOptionsNode,
     UncertaintyWithoutHead,
     UncertaintyMap,

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.estimators.registry import NO_HEAD, RANKINGS
 from ..bayesdiff_core.reading.rank import rank
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import ADVANCED, search_words
 from ..host.conditioning import select_conditioning
 from ..host.latents import check_latent
 from ..host.posterior import posterior_of
 from ..host.selection import select_latent
 from ..host.settings import RunSettings
+from ..host.stages import uncertainty_of_latent
 from ..host.uses.best_of_n import BestOfN, Plan, best_of_n, require_separate_images
-from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, denoise_input, head_input, schedule_inputs, seed_input
+from .inputs import (
+    CATEGORY,
+    LINE_BREAK,
+    UncertaintyType,
+    before_input,
+    denoise_input,
+    head_input,
+    schedule_inputs,
+    seed_input,
+)
 
 
 class KSamplerBestOfN(io.ComfyNode):
@@ -73,6 +85,7 @@ class KSamplerBestOfN(io.ComfyNode):
                     tooltip="Also estimate the finished images' uncertainty, at this quality, for maps and masks. "
                     "Costs network calls.",
                 ),
+                before_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -112,11 +125,13 @@ class KSamplerBestOfN(io.ComfyNode):
         batch_size,
         score_finished,
         head=None,
+        uncertainty=None,
         **settings,
     ) -> io.NodeOutput:
         check_latent(model, latent_image)
         require_separate_images(model)
-        posterior, run_settings = posterior_of(head, model, seed), RunSettings(**settings)
+        before, run_settings = repeat_uncertainty(uncertainty, latent_image, candidates), RunSettings(**settings)
+        posterior = posterior_of(head, model, seed if before is None else before.handover.seed)
         ranking = NO_HEAD if head is None else RANKINGS[quality]
         # Without members, what changes between two predictions is all that there is to rank by.
         least = 1 if ranking.calls([1.0]) else 2
@@ -136,7 +151,7 @@ class KSamplerBestOfN(io.ComfyNode):
             of_these = dataclasses.replace(run_settings, positive=positive, negative=negative)
             return of_these.sample(model, latent, seed, last_step=last_step, force_full_denoise=True)
 
-        found = best_of_n(sample, repeat(latent_image, candidates), posterior, ranking, plan)
+        found = best_of_n(sample, repeat(latent_image, candidates), posterior, ranking, plan, before)
         uncertainty, scores = found.uncertainty, found.scores[found.kept]
         if score_finished:
             scores = uncertainty.scores()
@@ -153,6 +168,14 @@ def repeat(latent: dict, count: int) -> dict:
     size = len(latent["samples"])
     numbers = latent.get("batch_index") if size == count else None
     return select_latent(latent, [i % size for i in range(count)]) | {"batch_index": numbers or list(range(count))}
+
+
+def repeat_uncertainty(uncertainty: Uncertainty | None, latent: dict, count: int) -> Uncertainty | None:
+    """The uncertainty of the candidates' latents, see :func:`repeat`."""
+    if uncertainty is None:
+        return None
+    found = uncertainty_of_latent(uncertainty, latent, uncertainty.measures)
+    return found.select(torch.arange(count) % len(found))
 
 
 def describe(found: BestOfN, early: int, steps: int) -> str:

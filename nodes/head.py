@@ -19,7 +19,7 @@ from ..host.fit import (
     own_samples,
 )
 from ..host.latents import check_latent
-from ..host.settings import Guidance
+from ..host.settings import Guidance, Part
 from .inputs import CATEGORY, LaplaceHeadType
 
 files.register_folder()
@@ -133,6 +133,20 @@ class FitLaplaceHead(io.ComfyNode):
                     tooltip="From how many of the model's own images the head learns where and how much they vary; "
                     "each is sampled twice. 0: not at all, then quality 'instant' is a first look only.",
                 ),
+                *(
+                    io.Float.Input(
+                        f"{end}_share",
+                        default=default,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        optional=True,
+                        **ADVANCED,
+                        tooltip=f"Where the part of the schedule {verb} that this model samples: 0 is pure noise, 1 "
+                        "the image. For one of two experts, such as Wan 2.2's.",
+                    )
+                    for end, default, verb in (("from", 0.0, "begins"), ("to", 1.0, "ends"))
+                ),
             ],
             outputs=[
                 LaplaceHeadType.Output("head", display_name="head", tooltip="The posterior of the model's last layer.")
@@ -160,15 +174,18 @@ class FitLaplaceHead(io.ComfyNode):
         seed,
         folder,
         own_images=FitSettings.own_images,
+        from_share=0.0,
+        to_share=1.0,
         **given,
     ) -> io.NodeOutput:
         require_laplace_torch()
         check_latent(model, latent)
         require_inputs(fit_on, given)
+        part = part_of_schedule(from_share, to_share, fit_on)
         source = fit_on
         if fit_on == OWN_SAMPLES:
             guidance = Guidance(positive, negative, cfg)
-            data = as_examples(own_samples(model, guidance, latent, samples, steps, seed), positive)
+            data = as_examples(own_samples(model, guidance, latent, samples, steps, seed, part), positive)
         elif fit_on == LATENTS:
             data = encoded_latents(latent, positive)
         elif fit_on == IMAGES:
@@ -178,9 +195,28 @@ class FitLaplaceHead(io.ComfyNode):
             data, captions = examples_from_folder(model, given["vae"], paths, given.get("clip"), positive, latent)
             source = f"{folder}, {captions} of {len(paths)} with captions"
         settings = FitSettings(
-            cfg, noise_levels, seed, structure, explained_variance, source, own_images=own_images, steps=steps
+            cfg, noise_levels, seed, structure, explained_variance, source, part, own_images=own_images, steps=steps
         )
         return io.NodeOutput(fit_head(model, data, negative, settings))
+
+
+def part_of_schedule(first: float, last: float, fit_on: str) -> Part:
+    """The part of the schedule to fit for.
+
+    Raises:
+        ValueError: it is empty, or the model cannot sample its own images for it.
+    """
+    if first >= last:
+        raise ValueError(
+            f"Expected from_share below to_share, got {first:g} and {last:g}; 0 is pure noise, 1 the image."
+        )
+    if first > 0 and fit_on == OWN_SAMPLES:
+        raise ValueError(
+            f"Expected images to fit on for a part of the schedule that begins at {first:g}, since the model alone "
+            f"cannot sample them from noise, got '{fit_on}'; set fit_on to '{LATENTS}' and connect what both models "
+            "sampled."
+        )
+    return Part(first, last)
 
 
 def encoded_latents(latent: dict, positive: list) -> list[Example]:

@@ -98,6 +98,15 @@ def uncertainty_inputs() -> list[io.Input]:
     ]
 
 
+def before_input() -> io.Input:
+    """The uncertainty that an earlier stage left."""
+    return UncertaintyType.Input(
+        "uncertainty",
+        optional=True,
+        tooltip="Uncertainty of the latent that comes in, from the stage before. Then the result counts both stages.",
+    )
+
+
 def uncertainty_outputs() -> list[io.Output]:
     return [
         UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Variance of each latent cell."),

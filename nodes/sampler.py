@@ -7,6 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from ..bayesdiff_core.estimators.registry import NO_HEAD, make_quality
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
 from ..host.latents import check_latent, warn_of_mixed_masks
 from ..host.posterior import NoPosterior, Posterior, posterior_of
@@ -18,6 +19,7 @@ from .inputs import (
     CATEGORY,
     FEWEST_MEMBERS,
     MOST_MEMBERS,
+    before_input,
     denoise_input,
     read_out,
     sampler_outputs,
@@ -46,14 +48,17 @@ class UncertainSampler(io.ComfyNode):
         return members_problem(members) or True
 
 
-def check(head, model, latent: dict, members: int, seed: int) -> Posterior | NoPosterior:
+def check(
+    head, model, latent: dict, members: int, seed: int, before: Uncertainty | None = None
+) -> Posterior | NoPosterior:
     """Check what the user gave, before any work: the posterior of ``model``, if there is a head."""
     if problem := members_problem(members):
         raise ValueError(problem)
     if not latent["samples"].is_nested:
         check_latent(model, latent)
     warn_of_mixed_masks(latent)
-    return posterior_of(head, model, seed)
+    # Draw k of one head is the same W in every stage.
+    return posterior_of(head, model, seed if before is None else before.handover.seed)
 
 
 def sample(
@@ -63,6 +68,7 @@ def sample(
     quality: str,
     members: int,
     options: UncertaintyOptions | None,
+    before: Uncertainty | None = None,
 ) -> Sampled:
     options = options or UncertaintyOptions()
     estimator = options.estimator or (NO_HEAD if isinstance(posterior, NoPosterior) else make_quality(quality, members))
@@ -72,7 +78,7 @@ def sample(
             "to change in the run. Fit Laplace Head makes it better."
         )
     progress = Progress(posterior.model, options.map_preview)
-    return sample_with_uncertainty(run, latent, posterior, estimator, options.save_at, progress)
+    return sample_with_uncertainty(run, latent, posterior, estimator, options.save_at, progress, before)
 
 
 class KSamplerBayesDiff(UncertainSampler):
@@ -90,6 +96,7 @@ class KSamplerBayesDiff(UncertainSampler):
                 *schedule_inputs(),
                 denoise_input(),
                 *uncertainty_inputs(),
+                before_input(),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The stock KSampler's latent, bit for bit."),
@@ -98,14 +105,16 @@ class KSamplerBayesDiff(UncertainSampler):
         )
 
     @classmethod
-    def execute(cls, model, seed, latent_image, quality, members, head=None, options=None, **settings) -> io.NodeOutput:
+    def execute(
+        cls, model, seed, latent_image, quality, members, head=None, options=None, uncertainty=None, **settings
+    ) -> io.NodeOutput:
         run_settings = RunSettings(**settings)
 
         def run(model, latent):
             return run_settings.sample(model, latent, seed)
 
-        posterior = check(head, model, latent_image, members, seed)
-        sampled = sample(run, latent_image, posterior, quality, members, options)
+        posterior = check(head, model, latent_image, members, seed, uncertainty)
+        sampled = sample(run, latent_image, posterior, quality, members, options, uncertainty)
         return io.NodeOutput(sampled.latent, *read_out(sampled.uncertainty))
 
 
@@ -119,7 +128,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
             category=CATEGORY,
             **search_words("sample with uncertainty", "Bayesian sampler", "confidence"),
             description="Returns the stock KSampler (Advanced)'s latent, bit for bit, plus a map of how unsure the "
-            "model is. In a multi-stage run, measures only its own stage.",
+            "model is. For runs in stages: connect the uncertainty of the stage before.",
             inputs=[
                 io.Model.Input("model", tooltip="The model used for denoising the input latent."),
                 io.Combo.Input("add_noise", options=switch, tooltip="Whether to add noise to the latent first."),
@@ -133,6 +142,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
                     tooltip="Enable to leave the noise of later steps in the latent, for another stage.",
                 ),
                 *uncertainty_inputs(),
+                before_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -156,6 +166,7 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
         members,
         head=None,
         options=None,
+        uncertainty=None,
         **settings,
     ) -> io.NodeOutput:
         run_settings = RunSettings(**settings)
@@ -169,8 +180,8 @@ class KSamplerAdvancedBayesDiff(UncertainSampler):
         def run(model, latent):
             return run_settings.sample(model, latent, noise_seed, **stage)
 
-        posterior = check(head, model, latent_image, members, noise_seed)
-        sampled = sample(run, latent_image, posterior, quality, members, options)
+        posterior = check(head, model, latent_image, members, noise_seed, uncertainty)
+        sampled = sample(run, latent_image, posterior, quality, members, options, uncertainty)
         return io.NodeOutput(sampled.latent, *read_out(sampled.uncertainty))
 
 
@@ -191,6 +202,7 @@ class SamplerCustomBayesDiff(UncertainSampler):
                 io.Sigmas.Input("sigmas", tooltip="Sigmas of the steps."),
                 io.Latent.Input("latent_image", tooltip="The latent to denoise; its noise mask is honoured."),
                 *uncertainty_inputs(),
+                before_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -203,9 +215,9 @@ class SamplerCustomBayesDiff(UncertainSampler):
 
     @classmethod
     def execute(
-        cls, noise, guider, sampler, sigmas, latent_image, quality, members, head=None, options=None
+        cls, noise, guider, sampler, sigmas, latent_image, quality, members, head=None, options=None, uncertainty=None
     ) -> io.NodeOutput:
         run = CustomRun(noise, guider, sampler, sigmas)
-        posterior = check(head, guider.model_patcher, latent_image, members, noise.seed)
-        sampled = sample(run, latent_image, posterior, quality, members, options)
+        posterior = check(head, guider.model_patcher, latent_image, members, noise.seed, uncertainty)
+        sampled = sample(run, latent_image, posterior, quality, members, options, uncertainty)
         return io.NodeOutput(sampled.latent, run.denoised, *read_out(sampled.uncertainty))

@@ -13,6 +13,7 @@ in_process.import_core()
 
 from bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
 from bayesdiff_core.estimators.ensemble import EnsembleVariance  # noqa: E402
+from bayesdiff_core.estimators.past import Past  # noqa: E402
 from bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
 from bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction  # noqa: E402
 from bayesdiff_core.posterior.features import LayerGeometry  # noqa: E402
@@ -121,6 +122,13 @@ class GaussianRun:
     """A nominal run of the Gaussian network, for an estimator to work on.
 
     Deviations ride through the same sampler; the noise of none of those used here is in their way.
+
+    Args:
+        start: x at the first sigma; noise alone if not given.
+        past: what is known of it.
+
+    Attributes:
+        image: x at the last sigma.
     """
 
     def __init__(
@@ -130,12 +138,17 @@ class GaussianRun:
         head: LaplaceHead,
         shape: tuple[int, ...] = (1, 4, 4, 2),
         name: str = "",
+        start: torch.Tensor | None = None,
+        past: Past | None = None,
     ):
         self.sampler, self.sigmas, self.head, self.shape, self.calls = sampler, sigmas, head, shape, 0
         self.generator, self.trend = torch.Generator().manual_seed(1), None
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * SIGMA_MAX
-        run = nominal_run(sampler, gaussian_network(NOMINAL), noise, sigmas, name)
-        self.trajectory = dataclasses.replace(run, states=tuple(self.looked(state) for state in run.states))
+        x = noise if start is None else start
+        run = nominal_run(sampler, gaussian_network(NOMINAL), x, sigmas, name)
+        self.image = sampler(gaussian_network(NOMINAL), x, sigmas)
+        states = tuple(self.looked(state) for state in run.states)
+        self.trajectory = dataclasses.replace(run, states=states, past=past)
 
     def looked(self, state: State) -> State:
         scale = state.sigma / (SPREAD**2 + state.sigma**2)
@@ -147,14 +160,15 @@ class GaussianRun:
         weights = NOMINAL if member is None else NOMINAL + scale * self.head.draw(1, member)
         return gaussian_network(weights)(x, torch.tensor([state.sigma]))
 
-    def ride(self, change):
+    def ride(self, change, start: torch.Tensor | None = None):
         passed = []
 
         def model(x, sigma, **_):
             passed.append(x.clone())
             return change(self.denoised, self.trajectory.states[len(passed) - 1], x)
 
-        return self.sampler(model, torch.zeros(self.shape), self.sigmas), passed
+        begin = torch.zeros(self.shape) if start is None else start
+        return self.sampler(model, begin, self.sigmas), passed
 
     def show(self, variance: torch.Tensor) -> None:
         assert variance.shape == self.trajectory.shape

@@ -42,6 +42,8 @@ def import_host_and_pack() -> None:
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+    # On a GPU the host would sample small models in half precision, whose rounding hides small draws.
+    args.force_fp32 = True
     import_file("bayesdiff", ROOT / "__init__.py")
 
 

@@ -60,8 +60,11 @@ class NominalRun(Protocol):
         """
         ...
 
-    def ride(self, change: Change) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def ride(self, change: Change, start: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Send a deviation through the sampler's own function, without noise.
+
+        Args:
+            start: the deviation of the clean latent that the run begins with, ``(n, ...)``; None for zero.
 
         Returns:
             the deviation at the end, and those at every state.

@@ -24,11 +24,23 @@ from .degrees import effective_channels
 from .ensemble import EnsembleVariance
 from .evidence import is_needed
 from .moderation import Moderation
+from .past import FINISHED, left_of_past
 from .trajectory import Scales, State, Trajectory
 
 # Noise over signal of the first and the last state that are worth a call. Above, a deviation is forgotten again; below,
 # it only passes through. Chosen with the ensemble as the truth, see docs/sampling.md.
 HIGH, LOW = 15.0, 0.2
+RHO = 7.0  # of the spacing
+
+
+def share_of_walk(first: float, last: float) -> float:
+    """How much of the walk from HIGH to LOW a part of it takes, from 0 to 1.
+
+    Args:
+        first, last: noise over signal where the part begins and ends.
+    """
+    high, low, first, last = (min(max(level, LOW), HIGH) ** (1 / RHO) for level in (HIGH, LOW, first, last))
+    return max(first - last, 0.0) / (high - low)
 
 
 def choose_states(levels: list[float], count: int) -> list[int]:
@@ -39,11 +51,11 @@ def choose_states(levels: list[float], count: int) -> list[int]:
     """
     levels = [min(max(level, LOW / 10), HIGH) for level in levels]
     high = max(levels)
-    low, rho = min(max(min(levels), LOW), high), 7.0
+    low = min(max(min(levels), LOW), high)
     chosen: set[int] = set()
     for i in range(count):
         share = i / max(count - 1, 1)
-        wanted = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        wanted = (high ** (1 / RHO) + share * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
         # Of several at one level, or above HIGH, the last: samplers of higher order keep that.
         chosen.add(min(range(len(levels)), key=lambda j: (abs(math.log(levels[j] / wanted)), -j)))
     return sorted(chosen)
@@ -86,17 +98,26 @@ def log_snr_step(state: State, end: Scales, left: float, is_last: bool) -> float
 
 
 def follow(
-    trajectory: Trajectory, chosen: list[int], deviate: Deviate, along: Sequence[int] = ()
+    trajectory: Trajectory,
+    chosen: list[int],
+    deviate: Deviate,
+    along: Sequence[int] = (),
+    start: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The deviation of one member at the end of the run, in the sampler's space, and on the way.
 
     Args:
         chosen: indices of the states at which the network is called.
-        along: indices of states at which the deviation is asked for too; before the first chosen one it is zero.
+        along: indices of states at which the deviation is asked for too.
+        start: the deviation of x at the first state, of the clean latent that an earlier stage left; None for zero.
+            Before the first chosen state it only fades.
     """
-    delta: torch.Tensor | None = None
-    previous: tuple[torch.Tensor, float] | None = None
     found: dict[int, torch.Tensor] = {}
+    delta: torch.Tensor | None = None
+    if start is not None:
+        delta = trajectory.contraction(0, chosen[0]) * start
+        found = {j: trajectory.contraction(0, j) * start for j in along if j < chosen[0]}
+    previous: tuple[torch.Tensor, float] | None = None
     for index, end in zip(chosen, [*chosen[1:], len(trajectory.states)]):
         state, end_scales = trajectory.states[index], trajectory.scales_at(end)
         change = deviate(state, delta)
@@ -121,7 +142,8 @@ def follow(
 def ran_away(deviations: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
     """Whether one of the members ``(k, n, ...)`` ended further from an image than it varies itself, ``(n,)``."""
     image = trajectory.states[-1].denoised.float() * trajectory.end.signal
-    own = image.flatten(1).std(1, correction=0)
+    # With the noise that a stage leaves.
+    own = (image.flatten(1).var(1, correction=0) + trajectory.end.noise**2).sqrt()
     farthest = deviations.flatten(2).square().mean(2).sqrt().amax(0)
     return farthest > FARTHEST * own
 
@@ -156,9 +178,29 @@ class Deviations(Estimator):
         states = len(choose_states(levels, self.states))
         return self.members_within(len(levels), states) * states
 
+    def plan(self, trajectory: Trajectory) -> tuple[list[int], int]:
+        """At which states to follow how many members.
+
+        A stage of a longer run follows its members at its part of the states, so that it can pay for as many as the
+        whole run would have.
+        """
+        past, count = trajectory.past, self.states
+        if trajectory.end.noise_over_signal > FINISHED or past is not None:
+            whole = share_of_walk(trajectory.levels[0], trajectory.end.noise_over_signal)
+            count = max(1, round(self.states * whole))
+        chosen = choose_states(trajectory.levels, count)
+        members = self.members_within(len(trajectory.states), len(chosen))
+        if past is not None and 0 < len(past.deviations) < members:
+            # Those that have a past can be followed more closely.
+            calls, members = members * len(chosen), len(past.deviations)
+            chosen = choose_states(trajectory.levels, min(self.states, calls // members))
+        return chosen, members
+
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        trajectory = run.trajectory
-        chosen = choose_states(trajectory.levels, self.states)
+        trajectory, past = run.trajectory, run.trajectory.past
+        chosen, members = self.plan(trajectory)
+        starts = None if past is None or not len(past.deviations) else past.deviations * trajectory.states[0].signal
+        left = left_of_past(trajectory)
         end = EnsembleVariance(torch.zeros(trajectory.shape))
         points = {index: EnsembleVariance(torch.zeros(trajectory.shape)) for index in along}
         moderation = Moderation.of(run) if self.moderated else None
@@ -168,15 +210,18 @@ class Deviations(Estimator):
             squares = found.mean_square()
             if moderation is None:
                 return squares
-            return moderation.shape(squares, found.count * effective_channels(torch.stack(deviations)))
+            degrees = found.count * effective_channels(torch.stack(deviations))
+            kept = squares * (1 - moderation.evidence.inside[:, None].float())
+            return moderation.shape(squares - kept, degrees) + kept
 
-        for member in range(self.members_within(len(trajectory.states), len(chosen))):
+        for member in range(members):
 
             def deviate(state: State, delta: torch.Tensor | None, member: int = member) -> torch.Tensor:
                 x = state.x if delta is None else state.x + delta
                 return run.denoised(state, x, member) - state.denoised
 
-            delta, passed = follow(trajectory, chosen, deviate, along)
+            start = None if starts is None else starts[member]
+            delta, passed = follow(trajectory, chosen, deviate, along, start)
             deviations.append(delta)
             end.add(delta)
             run.show(variance(end))
@@ -186,6 +231,8 @@ class Deviations(Estimator):
         if moderation is not None:
             factor = moderation.size(found, end.count)
             found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
+        if left is not None and starts is None:  # an earlier stage that knew no members
+            found = found + left * trajectory.end.signal**2
         away = ran_away(torch.stack(deviations), trajectory)
         found[away] = torch.nan
         return Estimate(found, torch.stack(deviations), along_variance, problem=RAN_AWAY if away.any() else "")

@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import torch
 
+from .base import STANDARD_DEVIATION
+
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
@@ -23,6 +25,7 @@ class Ensemble:
 
     members: int
     name: ClassVar[str] = "ensemble"
+    measures: ClassVar[str] = STANDARD_DEVIATION
     needs_head: ClassVar[bool] = True
     on_scale: ClassVar[bool] = True
 

@@ -103,8 +103,8 @@ def log_change(trajectory: Trajectory) -> torch.Tensor | None:
         never changes.
     """
     last, share = trajectory.states[-1], trajectory.share_denoised
-    image = last.denoised.float()
-    states = [state for state in trajectory.states[:-1] if state.noise_over_signal > last.noise_over_signal]
+    image, before = last.denoised.float(), trajectory.states_of_all_stages[:-1]
+    states = [state for state in before if state.noise_over_signal > last.noise_over_signal]
     if not states:
         return None
     squares = [blur_inside(mean_over_channels((state.denoised.float() - image).square()), share) for state in states]
@@ -177,9 +177,9 @@ def read_evidence(trajectory: Trajectory) -> Evidence:
     return Evidence(
         change,
         log_gradient(trajectory.states[-1].denoised),
-        log_variance(trajectory.states),
+        log_variance(trajectory.states_of_all_stages),
         trajectory.share_denoised,
-        trajectory.sized,
+        trajectory.all_sized,
     )
 
 

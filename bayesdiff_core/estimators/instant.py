@@ -15,6 +15,7 @@ import torch
 from .base import Estimate, Estimator, NominalRun
 from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
+from .past import left_of_past
 
 UNTAUGHT = (
     "BayesDiff: this Laplace head has learned nothing of its model's images (an older version fitted it, or with no "
@@ -40,18 +41,21 @@ class Instant(Estimator):
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         trajectory, trend = run.trajectory, run.trend
         evidence = read_evidence(trajectory)
-        nobody = torch.empty(0, *trajectory.shape)
         if trend is None:
             logging.warning(UNTAUGHT)
-            return Estimate(spread_over_channels(evidence.two_terms.exp(), trajectory), nobody, {}, NO_UNIT)
-        cells = trend.slopes(evidence).log_variance(evidence).exp()
         # The trend is of the clean latent.
-        variance = spread_over_channels(cells, trajectory) * trajectory.end.signal**2
+        cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
+        variance, left = spread_over_channels(cells.exp(), trajectory), left_of_past(trajectory)
+        variance = (variance if left is None else variance + left) * trajectory.end.signal**2
+        nobody = torch.empty(0, *trajectory.shape)
+        if trend is None:
+            return Estimate(variance, nobody, {}, NO_UNIT)
         run.show(variance)
         on_the_way = {}
         for index in along:
             state = trajectory.states[index]
-            # Where the run begins, every member is where it is.
-            moved = 0.0 if index == 0 else trend.way_at(state) * state.signal / trajectory.end.signal
+            # Where the run begins, every member is where it is, unless an earlier stage left them apart.
+            apart = index > 0 or trajectory.past is not None
+            moved = trend.way_at(state) * state.signal / trajectory.end.signal if apart else 0.0
             on_the_way[index] = variance * moved**2
         return Estimate(variance, nobody, on_the_way)

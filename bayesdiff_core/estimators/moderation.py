@@ -20,9 +20,10 @@ import torch
 
 from .base import NominalRun
 from .degrees import log_noise, mean_root
-from .evidence import Evidence, read_evidence
+from .evidence import Evidence, log_of, mean_over_channels, read_evidence
+from .past import left_of_past
 from .trajectory import Unknown
-from .trend import Slopes, mean_inside
+from .trend import centre, mean_inside
 
 # How many cells the belief that a covariate tells nothing is worth, where the head has learned no trend.
 RIDGE = 50.0
@@ -37,13 +38,14 @@ class Moderation:
 
     Attributes:
         evidence: what the run shows.
-        slopes: what the head learned of that; None where it learned nothing.
+        learned: ``(n, ...)``, logarithm of the variance of each cell by the head's trend; None where the head learned
+            nothing.
         spread: of an image's log level around the head's trend.
         signal: scale of the clean latent at the end of the run.
     """
 
     evidence: Evidence
-    slopes: Slopes | None
+    learned: torch.Tensor | None
     spread: float
     signal: float
 
@@ -54,19 +56,26 @@ class Moderation:
             evidence = read_evidence(run.trajectory)
         except Unknown:
             return None
-        slopes = None if run.trend is None else run.trend.slopes(evidence)
-        return cls(evidence, slopes, 0.0 if run.trend is None else run.trend.level_spread, run.trajectory.end.signal)
+        signal, trend, past = run.trajectory.end.signal, run.trend, run.trajectory.past
+        if trend is None:
+            return cls(evidence, None, 0.0, signal)
+        learned = trend.slopes(evidence).log_variance(evidence)
+        # What an earlier stage left is in the members too, if that had any.
+        left = left_of_past(run.trajectory) if past is not None and len(past.deviations) else None
+        if left is not None:
+            learned = torch.logaddexp(learned, log_of(mean_over_channels(left)))
+        return cls(evidence, learned, trend.level_spread, signal)
 
     def shape(self, squares: torch.Tensor, degrees: float) -> torch.Tensor:
         """:func:`moderate`."""
-        learned = None if self.slopes is None else self.slopes.within(self.evidence)
+        learned = None if self.learned is None else centre(self.learned, self.evidence.inside)
         return moderate(squares, degrees, self.evidence.covariates, learned)
 
     def size(self, variance: torch.Tensor, members: int) -> torch.Tensor:
         """What to multiply a variance ``(n, c, ...)`` by, see :func:`level_factor`; broadcasts to it."""
-        if self.slopes is None:
+        if self.learned is None:
             return torch.ones(())
-        learned = self.slopes.log_score(self.evidence) + math.log(self.signal)
+        learned = mean_inside((self.learned / 2).exp(), self.evidence.inside).log() + math.log(self.signal)
         factor = level_factor(variance, members, learned, self.spread, self.evidence.inside)
         return factor.square().reshape(-1, *[1] * (variance.ndim - 1))
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 
 from .base import Estimate, Estimator, NominalRun, knob
+from .past import variance_at_start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Moments(Estimator):
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         trajectory = run.trajectory
-        count, variance = len(trajectory.states), torch.zeros(trajectory.shape)
+        count, variance = len(trajectory.states), variance_at_start(trajectory)
         chosen = list(range(0, count, self.every))
         found: dict[int, torch.Tensor] = {}
         for index, end in zip(chosen, [*chosen[1:], count]):
@@ -53,7 +54,7 @@ class Moments(Estimator):
             factor = trajectory.scales_at(end).signal - left * state.signal
             fresh = 0.0 if state.variance is None else factor**2 * state.variance
             squares = torch.zeros_like(variance)
-            if index > 0:
+            if index > 0 or trajectory.past is not None:
                 deviation = variance.sqrt()
                 for _ in range(self.draws):
                     signs = torch.randint(0, 2, variance.shape, generator=run.generator) * 2 - 1

@@ -21,6 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from .base import Estimate, Estimator, NominalRun, knob
+from .past import variance_at_start
 from .trajectory import State, Trajectory
 
 # The share of the noise that is kept is read off the run, so it is as exact as float32.
@@ -72,7 +73,7 @@ class Paper(Estimator):
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         trajectory = run.trajectory
         states = trajectory.states
-        mean, variance = states[0].x.float(), torch.zeros(trajectory.shape)
+        mean, variance = states[0].x.float(), variance_at_start(trajectory)
         found: dict[int, torch.Tensor] = {}
         for number, (first, source) in enumerate(steps_of(trajectory)):
             found |= {index: variance for index in along if first <= index <= source}
@@ -86,7 +87,7 @@ class Paper(Estimator):
             if added < ROUNDING * end.noise**2:  # DDIM adds none
                 added = 0.0
             eps, covariance = noise_of(seen, seen.x.float(), seen.denoised.float()), 0.0
-            if uncertain and number > 0:
+            if uncertain and (number > 0 or trajectory.past is not None):
                 eps, covariance = self.sampled(run, state, seen, Gaussian(mean, variance))
             if exact:
                 mean = left * mean + end.signal * state.denoised.float()

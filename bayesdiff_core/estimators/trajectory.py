@@ -14,9 +14,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from .past import Past
 
 LEAST_SIGNAL, LEAST_SIGMA = 1e-6, 1e-9
 
@@ -82,6 +85,7 @@ class Trajectory:
         share_denoised: ``(n, ...)`` without channels, how much of each cell a mask let the run denoise, at the state
             where it let most of it; None for all.
         sized: whether the variances of ``denoised`` have their right size, and not their shape alone.
+        past: what is known of the latent that it began with; None where that was certain, or nothing is known.
     """
 
     states: tuple[State, ...]
@@ -89,6 +93,7 @@ class Trajectory:
     sampler: str = ""
     share_denoised: torch.Tensor | None = None
     sized: bool = True
+    past: Past | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -99,6 +104,16 @@ class Trajectory:
     def levels(self) -> list[float]:
         """Noise over signal of every state."""
         return [state.noise_over_signal for state in self.states]
+
+    @property
+    def states_of_all_stages(self) -> tuple[State, ...]:
+        """Those of the stages before too, where the run was only cut."""
+        return self.states if self.past is None else self.past.states + self.states
+
+    @property
+    def all_sized(self) -> bool:
+        """:attr:`sized`, of all stages."""
+        return self.sized and (self.past is None or self.past.sized)
 
     def scales_at(self, index: int) -> Scales:
         """Scales of a state, or of the end for the index after the last."""

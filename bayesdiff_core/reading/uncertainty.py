@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from ..estimators.past import Handover
 from .grid import LatentGrid
 from .maps import resize_map
 from .scale import ScoreScale
@@ -74,6 +75,7 @@ class Uncertainty:
         scale: scores of the model's own images; None where the head knows none, or none of what this measures.
         unknown: why nothing is known of some or all of the images, in a sentence for the user; "" if all is known. The
             variance of those is NaN.
+        handover: what a later stage takes from the run.
     """
 
     variance: torch.Tensor
@@ -89,6 +91,7 @@ class Uncertainty:
     score: str = DEFAULT
     scale: ScoreScale | None = None
     unknown: str = ""
+    handover: Handover = Handover()
 
     def __len__(self) -> int:
         """How many images."""
@@ -199,6 +202,7 @@ class Uncertainty:
             latent=self.latent[index],
             deviations=self.deviations[:, index],
             trajectory=tuple(moment.select(index) for moment in self.trajectory),
+            handover=self.handover.select(index),
         )
 
     @staticmethod
@@ -219,5 +223,6 @@ class Uncertainty:
             latent=torch.cat([part.latent for part in parts]),
             deviations=torch.cat([part.deviations[:members] for part in parts], dim=1),
             trajectory=moments,
+            handover=Handover.join([part.handover for part in parts]),
             unknown=next((part.unknown for part in parts if part.unknown), ""),
         )

@@ -13,6 +13,8 @@ from .space import scales, x_slope, x_to_latent
 
 # Functions that a sampler adds to the model's options to see the prediction for the negative prompt.
 POST_CFG = "sampler_post_cfg_function"
+# Share of the model's largest sigma from which a run counts as one from pure noise.
+FULL_NOISE = 0.7
 
 
 class SamplerInputs(NamedTuple):
@@ -95,6 +97,11 @@ class RunContext:
     def schedule(self) -> list[float]:
         """Noise over signal at the start of every step."""
         return [self.scales(float(sigma)).noise_over_signal for sigma in self.sigmas[:-1]]
+
+    @property
+    def is_a_later_stage(self) -> bool:
+        """Whether the run begins below the model's full noise, so that its latent was not made here alone."""
+        return len(self.sigmas) > 1 and float(self.sigmas[0]) < FULL_NOISE * float(self.sampling.sigma_max)
 
     def mask_at(self, sigma: torch.Tensor) -> torch.Tensor | None:
         """Where the host denoises at this sigma, as its own inpainting does it; None for everywhere."""

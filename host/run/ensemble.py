@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 
 from ...bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance
+from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt
-from ...bayesdiff_core.reading.uncertainty import Moment
+from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ..posterior import Posterior
 from .observe import KEPT_MEMBERS, Found
 from .progress import Progress
@@ -16,11 +18,25 @@ from .quirks import kept_generators
 from .stock import Passed, Run, sample_stock
 
 
+class Start(NamedTuple):
+    """What members start from: a LATENT, and the uncertainty of it if an earlier stage left one."""
+
+    latent: dict
+    before: Uncertainty | None = None
+
+    def of(self, member: int) -> dict:
+        """The LATENT of a member."""
+        if self.before is None or not len(self.before.deviations):
+            return self.latent
+        samples = self.latent["samples"]
+        return self.latent | {"samples": samples + self.before.deviations[member].to(samples)}
+
+
 def ensemble_around(
     sampled: dict,
     passed: list[Passed],
     run: Run,
-    latent: dict,
+    start: Start,
     posterior: Posterior,
     ensemble: Ensemble,
     save_at: SaveAt,
@@ -30,22 +46,31 @@ def ensemble_around(
 
     Args:
         sampled, passed: what the run ended in, and what it kept of the way.
-        run, latent: how it was made.
+        run, start: how it was made. Members that an earlier stage followed go on from where they ended; there are no
+            others then.
     """
     model, nominal = posterior.model, sampled["samples"]
     # A sampler may change the size of its latent on the way.
     kept = [place for place, point in enumerate(passed) if point.latent.shape == nominal.shape]
+    members = ensemble.members
+    if start.before is not None and len(start.before.deviations):
+        members = min(members, len(start.before.deviations))
     end, points, deviations = EnsembleVariance(nominal), [EnsembleVariance(passed[i].latent) for i in kept], []
     # Every run reseeds the global generator; afterwards it stands where the stock sampler would have left it.
     with kept_generators(model.load_device):
-        for number in range(ensemble.members):
+        for number in range(members):
             weights = functools.partial(posterior.perturbed, number)
-            member, on_the_way = sample_stock(run, model, latent, progress, weights, save_at=save_at)
+            member, on_the_way = sample_stock(run, model, start.of(number), progress, weights, save_at=save_at)
             end.add(member["samples"])
             for place, point in zip(kept, points):
                 point.add(on_the_way[place].latent)
             if len(deviations) < KEPT_MEMBERS:
                 deviations.append(member["samples"] - nominal)
             progress.show(end.mean_square())
-    moments = tuple(Moment(*passed[place], point.variance()) for place, point in zip(kept, points))
-    return Found(end.variance(), torch.stack(deviations), end.count, 1.0 + end.count, moments)
+
+    def spread(of: EnsembleVariance) -> torch.Tensor:
+        return of.variance() if of.count > 1 else of.mean_square()
+
+    moments = tuple(Moment(*passed[place], spread(point)) for place, point in zip(kept, points))
+    handover = Handover(posterior.seed)
+    return Found(spread(end), torch.stack(deviations), end.count, 1.0 + end.count, moments, handover=handover)

@@ -10,9 +10,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
+from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
-from ...bayesdiff_core.reading.uncertainty import Moment
+from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ..posterior import NoPosterior, Posterior
+from ..stages import past_of
 from .beside import Beside
 from .context import RunContext, SamplerInputs
 from .look import Look
@@ -30,6 +32,10 @@ OTHER_NETWORK = (
     "BayesDiff: this guider asks a second network too. The head is of the first, so the uncertainty counts the first "
     "network's last layer alone."
 )
+LATER_STAGE = (
+    "BayesDiff: this run begins below full noise, and measures what it decides itself. Connect the uncertainty of the "
+    "latent that comes in to measure the whole."
+)
 OF_THE_FIRST = " by the first of two networks"
 # Members whose deviations are kept, to decode or to compare; more would only take memory.
 KEPT_MEMBERS = 16
@@ -46,6 +52,7 @@ class Found(NamedTuple):
         trajectory: mean and variance on the way.
         measures: what the root of the variance is.
         unknown: why nothing is known, "" if something is.
+        handover: what a later stage takes from the run.
     """
 
     variance: torch.Tensor
@@ -55,6 +62,7 @@ class Found(NamedTuple):
     trajectory: tuple[Moment, ...] = ()
     measures: str = STANDARD_DEVIATION
     unknown: str = ""
+    handover: Handover = Handover()
 
 
 def nothing(latent: torch.Tensor) -> Found:
@@ -80,12 +88,23 @@ class Observer:
     The nominal run goes first and undisturbed. What comes after it happens inside the same sampling context, so that
     prompts, controls, masks and patches are those of the run.
 
+    Args:
+        before: what is known of the latent that it goes on from; None for nothing.
+
     Attributes:
         found: what the estimator found, of the last run if a guider samples twice; None before.
     """
 
-    def __init__(self, posterior: Posterior | NoPosterior, estimator: Estimator, save_at: SaveAt, progress: Progress):
+    def __init__(
+        self,
+        posterior: Posterior | NoPosterior,
+        estimator: Estimator,
+        save_at: SaveAt,
+        progress: Progress,
+        before: Uncertainty | None = None,
+    ):
         self.posterior, self.estimator, self.save_at, self.progress = posterior, estimator, save_at, progress
+        self.before = before
         self.look = Look(posterior, estimator.independent_guidance) if isinstance(posterior, Posterior) else None
         self.recorder: Recorder | None = None
         self.found: Found | None = None
@@ -120,6 +139,8 @@ class Observer:
                 look = None  # what one network shows is not gamma² of what both predict
             if look is not None:
                 look.begin(beside)
+            if isinstance(self.posterior, Posterior):
+                self.posterior.warn_of_other_part(context.sampling, context.sigmas)
             recorder = Recorder(context, look, self.estimator, beside)
         self.recorder = recorder
         try:
@@ -140,6 +161,10 @@ class Observer:
 
     def estimate(self, context: RunContext, recorder: Recorder, shape: torch.Size) -> Found:
         recording = recorder.recording(shape)
+        if self.before is not None:
+            recording = recording.going_on_from(past_of(self.before, context, recording.trajectory.states[0]))
+        elif context.is_a_later_stage:
+            logging.info(LATER_STAGE)
         states = recording.trajectory.states
         self.progress.extra = self.estimator.calls(recording.trajectory.levels)
         replay = Replay(context, recording, self.posterior, self.progress)
@@ -163,7 +188,8 @@ class Observer:
             deviations=found.deviations[:KEPT_MEMBERS] * slope,
             members=len(found.deviations),
             cost=1.0 + (recorder.calls + replay.calls) / len(recorder.seen),
-            unknown=found.problem,
+            unknown=found.problem or ("" if self.before is None else self.before.unknown),
+            handover=Handover.of(recording.trajectory, self.posterior.seed),
             trajectory=tuple(moments),
             measures=(found.measures or self.estimator.measures)
             + (OF_THE_FIRST if self.look is not None and context.has_other_network else ""),

@@ -12,6 +12,7 @@ import comfy.samplers
 import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
+from ...bayesdiff_core.estimators.past import Past
 from ...bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, Unknown, contraction
 from ..layout import match_positions, read_positions
 from .beside import Beside
@@ -35,6 +36,19 @@ class Recording(NamedTuple):
     uncond: list[torch.Tensor | None]
     answers: list[torch.Tensor | None]
     generators: list[Generators]
+
+    def going_on_from(self, past: Past) -> Recording:
+        """The same run, with what is known of the latent that it began with.
+
+        Raises:
+            Unknown: the run ended in a latent of another size.
+        """
+        if past.variance.shape != self.trajectory.shape:
+            raise Unknown(
+                "Expected a sampler that keeps the size of the latent that comes in with an uncertainty, got one that "
+                "changes it; disconnect the input uncertainty."
+            )
+        return self._replace(trajectory=dataclasses.replace(self.trajectory, past=past))
 
 
 class Before(NamedTuple):

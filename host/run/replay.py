@@ -93,7 +93,9 @@ class Replay(NominalRun):
         """
         recorded = self.recording.answers[self.index_of(state)]
         if member is None or recorded is None or not len(recorded) or not torch.equal(x, state.x):
-            self.ask_again(state)
+            # A member that an earlier stage followed is not where the run is. To ask again for it costs a call.
+            if self.trajectory.past is None or has_company(self.context.guider, self.options["model_options"]):
+                self.ask_again(state)
             return self.ask(state, x, member, scale, options)
         # A draw changes what comes after the features alone: before it is added, the answer must be the run's.
         own, perturbed = Answers(), Answers()
@@ -163,6 +165,9 @@ class Replay(NominalRun):
         nominal = state.x.to(context.device, context.dtype)
         change = x.to(context.device, context.dtype) - nominal
         at = nominal + (change if mask is None else change * mask)
+        came = None if mask is None else self.came_in(member)
+        if came is not None:  # what the mask keeps of a member is its own
+            at = at + state.signal * came * (1 - mask)
         weights = nullcontext() if member is None else self.fitted.layer.perturbed(scale * self.draw(member))
         with weights:
             then()
@@ -170,15 +175,22 @@ class Replay(NominalRun):
         self.calls += 1
         self.progress.call(self.calls, len(self.trajectory.states))
         if mask is not None:
-            kept = state.denoised.to(denoised)
+            kept = state.denoised.to(denoised) + (0.0 if came is None else came)
             denoised = kept + (denoised - kept) * mask
         return denoised.float().cpu()
+
+    def came_in(self, member: int | None) -> torch.Tensor | None:
+        """How far a member is from the clean latent that the run began with; None where nothing is known of it."""
+        past = self.trajectory.past
+        if past is None or member is None or member >= len(past.deviations):
+            return None
+        return past.deviations[member].to(self.context.device, self.context.dtype)
 
     def index_of(self, state: State) -> int:
         return next(index for index, known in enumerate(self.trajectory.states) if known is state)
 
-    def ride(self, change: Change) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return ride(self.context, self.recording, self.options, change, self.denoised)
+    def ride(self, change: Change, start: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return ride(self.context, self.recording, self.options, change, self.denoised, start)
 
     def show(self, variance: torch.Tensor) -> None:
         self.progress.show(variance)

@@ -14,7 +14,12 @@ from .recorder import Recording
 
 
 def ride(
-    context: RunContext, recording: Recording, options: dict, change: Change, denoise: Denoise
+    context: RunContext,
+    recording: Recording,
+    options: dict,
+    change: Change,
+    denoise: Denoise,
+    start: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The deviation at the end of the run, in the sampler's space, and those at every state.
 
@@ -22,12 +27,13 @@ def ride(
         options: of the sampler, for every call of the network.
         change: the deviation of ``denoised`` at a state.
         denoise: asks the network; takes ``options`` too.
+        start: the deviation of the clean latent that the run begins with; None for zero.
     """
     # What the noise alone does. x and denoised enter a sampler's steps linearly, so it can be taken off again.
     noise_alone = Rider(context, recording, options)
     end_of_noise = noise_alone.run()
     rider = Changing(context, recording, options, change, denoise, noise_alone.passed)
-    return rider.run() - end_of_noise, rider.passed
+    return rider.run(start) - end_of_noise, rider.passed
 
 
 class Rider:
@@ -45,13 +51,18 @@ class Rider:
     def __getattr__(self, name: str):
         return getattr(self.context.guider, name)
 
-    def run(self) -> torch.Tensor:
-        """What is left at the end, in the sampler's space."""
+    def run(self, start: torch.Tensor | None = None) -> torch.Tensor:
+        """What is left at the end, in the sampler's space.
+
+        Args:
+            start: the clean latent that it begins with; None for zero.
+        """
         context = self.context
         nothing = torch.zeros(self.trajectory.shape, device=context.device, dtype=context.dtype)
+        begin = nothing if start is None else start.to(nothing)
         torch.set_rng_state(context.generator_state)
         end = context.executor(
-            self, context.sigmas.clone(), dict(self.options), None, nothing, nothing, context.mask, True
+            self, context.sigmas.clone(), dict(self.options), None, nothing, begin, context.mask, True
         )
         if len(self.passed) != len(self.trajectory.states):
             raise Unknown(self.problem())

@@ -12,8 +12,9 @@ from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..latents import latent_grid
 from ..posterior import NoPosterior, Posterior
+from ..stages import uncertainty_of_latent
 from .beside import Beside
-from .ensemble import ensemble_around
+from .ensemble import Start, ensemble_around
 from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, whole_or_first
 from .progress import Progress
 from .stock import Run, sample_stock
@@ -22,6 +23,7 @@ NESTED = (
     "Expected one latent of images or video to read an uncertainty of, got a nested latent (video with sound), which "
     "cannot be read yet; the latent is sampled as by the stock sampler."
 )
+UNKNOWN_BEFORE = "The uncertainty of the latent that comes in is unknown: {}"
 
 
 class Sampled(NamedTuple):
@@ -43,6 +45,7 @@ def sample_with_uncertainty(
     estimator: Estimator | Ensemble,
     save_at: SaveAt = DEFAULT_POINTS,
     progress: Progress | None = None,
+    before: Uncertainty | None = None,
 ) -> Sampled:
     """Sample once with the model's own weights, then see what draws of its last layer change.
 
@@ -54,9 +57,10 @@ def sample_with_uncertainty(
         posterior: of the model to sample with, or none; its seed is that of the draws.
         save_at: where on the way to keep mean and variance of the noisy latent.
         progress: of the node; one of its own if not given.
+        before: uncertainty of the latent to start from, if an earlier stage left one.
 
     Raises:
-        ValueError: the estimator needs a head and there is none.
+        ValueError: the estimator needs a head and there is none, or ``before`` is of another latent.
     """
     if estimator.needs_head and isinstance(posterior, NoPosterior):
         raise ValueError(
@@ -65,6 +69,17 @@ def sample_with_uncertainty(
         )
     model, beside, found = posterior.model, Beside(), None
     progress = progress or Progress(model)
+    if before is not None:
+        before = uncertainty_of_latent(before, latent, estimator.measures)
+        if isinstance(estimator, Ensemble) and before.is_known and not len(before.deviations):
+            raise ValueError(
+                f"Expected an uncertainty with members for the quality 'ensemble' to go on with, got one by "
+                f"'{before.estimator}', which has none; choose 'ensemble' in the stage before too, or 'instant' here."
+            )
+        if not before.is_known:  # then nothing is known of the result, and its own stage is not worth a call
+            sampled, _ = sample_stock(run, model, latent, progress)
+            found = unknown(sampled["samples"], UNKNOWN_BEFORE.format(before.unknown))
+            return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
     if latent["samples"].is_nested:
         sampled, _ = sample_stock(run, model, latent, progress)
         beside.problem = NESTED
@@ -73,9 +88,11 @@ def sample_with_uncertainty(
         progress.runs = 1 + estimator.members
         sampled, passed = sample_stock(run, model, latent, progress, save_at=save_at)
         with beside.guarded("sampling the ensemble"):
-            found = ensemble_around(sampled, passed, run, latent, posterior, estimator, save_at, progress)
+            found = ensemble_around(
+                sampled, passed, run, Start(latent, before), posterior, estimator, save_at, progress
+            )
     else:
-        observer = Observer(posterior, estimator, save_at, progress)
+        observer = Observer(posterior, estimator, save_at, progress, before)
         sampled, _ = sample_stock(run, model, latent, progress, wrap=observer.add_to)
         with beside.guarded("reading the run"):
             found = observer.found or not_seen(latent, sampled)

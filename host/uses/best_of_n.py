@@ -164,7 +164,12 @@ class Plan:
 
 
 def best_of_n(
-    sample: Sample, latent: dict, posterior: Posterior | NoPosterior, estimator: Estimator, plan: Plan
+    sample: Sample,
+    latent: dict,
+    posterior: Posterior | NoPosterior,
+    estimator: Estimator,
+    plan: Plan,
+    before: Uncertainty | None = None,
 ) -> BestOfN:
     """Rank candidates by the uncertainty of what they would become if they ended early, and finish the best.
 
@@ -174,7 +179,12 @@ def best_of_n(
     Args:
         latent: LATENT of all candidates.
         posterior, estimator: for :func:`~..run.sample.sample_with_uncertainty`.
+        before: uncertainty of the latents, if an earlier stage left one.
     """
+
+    def of_these(numbers: list[int]) -> Uncertainty | None:
+        return None if before is None else before.select(torch.tensor(numbers))
+
     cache, ranking, finishing, sampling = PredictionCache(), Counter(), Counter(), Counter()
     model, candidates, found = posterior.model, len(latent["samples"]), []
     for numbers in chunks(list(range(candidates)), plan.batch_size):
@@ -183,7 +193,8 @@ def best_of_n(
             return sample(cache.record(model, numbers), latent, numbers, plan.steps)
 
         start, counted = select_latent(latent, numbers), posterior.on(ranking.count(model))
-        found.append(sample_with_uncertainty(rank_some, start, counted, estimator).uncertainty.scores())
+        sampled = sample_with_uncertainty(rank_some, start, counted, estimator, before=of_these(numbers))
+        found.append(sampled.uncertainty.scores())
     scores = torch.cat(found)
     kept = rank.rank(scores)[: plan.keep].tolist()
 
@@ -200,7 +211,7 @@ def best_of_n(
 
         start, counted = select_latent(latent, numbers), finishing.count(model)
         if plan.score_finished:
-            sampled = sample_with_uncertainty(finish, start, posterior.on(counted), estimator)
+            sampled = sample_with_uncertainty(finish, start, posterior.on(counted), estimator, before=of_these(numbers))
             uncertainties.append(sampled.uncertainty)
             latents.append(sampled.latent)
         else:

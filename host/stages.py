@@ -1,0 +1,125 @@
+"""A run that goes on from the latent of another one: what is known of that latent."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+import torch.nn.functional as F
+
+from ..bayesdiff_core.estimators.instant import NO_UNIT
+from ..bayesdiff_core.estimators.past import Past
+from ..bayesdiff_core.estimators.trajectory import State, root_mean_square
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
+from .run.context import RunContext
+from .run.space import latent_slope
+
+# Of two latents of one image: an enlarged one agrees with it far better than this.
+LEAST_AGREEMENT = 0.5
+# Of a cut run: how far its parts may be from each other, in the latent and in noise over signal.
+SAME_LATENT, SAME_NOISE = 0.02, 0.05
+CONNECT = "connect the latent and the uncertainty of one node, or put whatever changes the latent between "
+THROUGH = CONNECT + "Uncertainty to Latents and Latents to Uncertainty (BayesDiff)."
+
+
+def uncertainty_of_latent(uncertainty: Uncertainty, latent: dict, measures: str) -> Uncertainty:
+    """What is known of a LATENT, brought to its size where that was only enlarged.
+
+    Args:
+        measures: what the stage to come measures, see :attr:`.Uncertainty.measures`.
+
+    Raises:
+        ValueError: it is the uncertainty of something else.
+    """
+    samples, own = latent["samples"], uncertainty.latent
+    if samples.is_nested:
+        raise ValueError(
+            "Expected one latent of images or video for the input uncertainty, got a nested latent (video with "
+            "sound); disconnect the uncertainty."
+        )
+    if len(samples) != len(own) or samples.shape[1] != own.shape[1] or samples.ndim != own.ndim:
+        raise ValueError(
+            f"Expected the uncertainty of the latent that comes in, of shape {tuple(samples.shape)}, got that of "
+            f"another, of shape {tuple(own.shape)}; {THROUGH}"
+        )
+    if uncertainty.is_known and not uncertainty.measures.startswith((measures, NO_UNIT)):
+        raise ValueError(
+            f"Expected an uncertainty that measures the same as this stage ({measures}), got one of the "
+            f"{uncertainty.measures}; connect a Laplace head to both stages, or to none."
+        )
+    if samples.shape != own.shape:
+        uncertainty = enlarged(uncertainty, samples.shape)
+    agreement = least_agreement(samples, uncertainty.latent)
+    if agreement < LEAST_AGREEMENT:
+        raise ValueError(
+            f"Expected the uncertainty of the latent that comes in, got that of other images (their latents agree by "
+            f"{agreement:.2f} of 1); {THROUGH}"
+        )
+    return uncertainty
+
+
+def enlarged(uncertainty: Uncertainty, shape: torch.Size) -> Uncertainty:
+    """The uncertainty of a latent that was enlarged to a shape ``(n, ...)``, by linear interpolation.
+
+    Raises:
+        ValueError: sides grew differently, so the latent was cropped, turned or stretched.
+    """
+    own = uncertainty.latent.shape
+    down, across = (new / old for new, old in zip(shape[-2:], own[-2:]))
+    # A side is rounded to whole cells.
+    if abs(down / across - 1) > 1.5 / min(shape[-2:]) or shape[2:-2] != own[2:-2]:
+        raise ValueError(
+            f"Expected the uncertainty of the latent that comes in, or of one that was enlarged to it, of shape "
+            f"{tuple(shape)}, got one of shape {tuple(own)}; {THROUGH}"
+        )
+    logging.info("BayesDiff: the latent was enlarged, and its uncertainty is enlarged like it.")
+    return dataclasses.replace(
+        uncertainty,
+        latent=resized(uncertainty.latent, shape),
+        variance=resized(uncertainty.variance, shape),
+        deviations=torch.stack([resized(member, shape) for member in uncertainty.deviations] or [torch.empty(shape)])[
+            : len(uncertainty.deviations)
+        ],
+        trajectory=(),
+        handover=dataclasses.replace(uncertainty.handover, states=()),
+    )
+
+
+def resized(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Values ``(n, c, ..., h, w)`` at another height and width."""
+    planes = values.float().reshape(-1, 1, *values.shape[-2:])
+    return F.interpolate(planes, tuple(shape[-2:]), mode="bilinear", align_corners=False).reshape(shape)
+
+
+def least_agreement(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Correlation of two latents ``(n, c, ...)`` of the same shape, of the image that agrees least; 1 of flat ones."""
+    a, b = (values.float().flatten(2) for values in (first, second))
+    a, b = ((values - values.mean(2, keepdim=True)).flatten(1) for values in (a, b))
+    scale = a.norm(dim=1) * b.norm(dim=1)
+    return float(torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-12), 1.0).min())
+
+
+def past_of(before: Uncertainty, context: RunContext, first: State) -> Past:
+    """What is known of the latent that a run began with, in the sampler's space.
+
+    Args:
+        first: the run's first state.
+    """
+    slope = latent_slope(context.guider.inner_model, before.latent)
+    joined = was_only_cut(before, context, first)
+    return Past(
+        variance=before.variance / slope.square(),
+        deviations=before.deviations / slope,
+        states=before.handover.states if joined else (),
+        sized=before.handover.sized if joined else True,
+    )
+
+
+def was_only_cut(before: Uncertainty, context: RunContext, first: State) -> bool:
+    """Whether a run goes on from the very latent that the stage before left, with the noise that was in it."""
+    left, noise = before.handover.noise_over_signal, first.noise_over_signal
+    if not before.handover.states or abs(left - noise) > SAME_NOISE * noise:
+        return False
+    change = root_mean_square(context.to_latent(first).cpu() - before.latent.cpu())
+    return change < SAME_LATENT * root_mean_square(before.latent)
