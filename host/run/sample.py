@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ from .stock import Run, sample_stock
 NESTED = (
     "Expected one latent of images or video to read an uncertainty of, got a nested latent (video with sound), which "
     "cannot be read yet; the latent is sampled as by the stock sampler."
+)
+
+NOT_FINITE = (
+    "Expected finite images and variances, got NaN or infinity in {bad} of {images} images, of which nothing can be "
+    "told; check whether they are blank, and sample in a wider number format, for example with --force-fp32."
 )
 
 
@@ -96,6 +102,10 @@ def not_seen(latent: dict, sampled: dict) -> Found:
 def uncertainty_of(
     sampled: dict, found: Found, posterior: Posterior | NoPosterior, estimator: Estimator | Ensemble
 ) -> Uncertainty:
+    bad = int((~found.variance.isfinite()).flatten(1).any(1).sum())
+    if bad and not found.unknown:
+        found = found._replace(unknown=NOT_FINITE.format(bad=bad, images=len(found.variance)))
+        logging.warning(f"BayesDiff: {found.unknown}")
     return Uncertainty(
         latent=whole_or_first(sampled["samples"]),
         grid=latent_grid(posterior.model),

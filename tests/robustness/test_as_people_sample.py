@@ -11,6 +11,7 @@ from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_sag import SelfAttentionGuidance
 from families import FAMILIES
 from running import ours, scaled, stock
 
@@ -135,6 +136,16 @@ def test_a_patch_that_remembers_its_calls_is_unknown(demo, demo_head, quality):
     assert "answers the same when it is asked again" in uncertainty.unknown
 
 
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_a_patch_that_asks_the_network_about_its_own_answer(demo, demo_head, quality):
+    """In its second call the network sees what a draw did to the first."""
+    guided = (SelfAttentionGuidance.execute(demo[0], 0.5, 2.0).args[0], *demo[1:])
+    expected = stock(guided, EMPTY, **RUN)["samples"]
+    found, uncertainty, _ = sample(guided, demo_head, EMPTY, quality, **RUN)
+    assert torch.equal(found["samples"], expected) and not torch.equal(expected, stock(demo, EMPTY, **RUN)["samples"])
+    assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
+
+
 def test_a_network_that_takes_one_image_a_call():
     """No call of ours has another batch than the run's, on a family whose outputs have to be placed."""
     from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples
@@ -159,3 +170,19 @@ def test_a_network_that_takes_one_image_a_call():
     for quality in QUALITIES:
         found, uncertainty, _ = sample(flux, head, latent, quality, cfg=1.0, **RUN)
         assert torch.equal(found["samples"], expected) and not uncertainty.unknown
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_prompts_of_unlike_length_whose_text_goes_through_the_last_layer(quality):
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+
+    family = FAMILIES["Lumina 2"]
+    model, positive, (tokens, options) = family.build(), family.conditioning(1), family.conditioning(2)[0]
+    lumina = (model, positive, [[torch.cat([tokens, tokens[:, :5]], dim=1), options]], None)
+    head = fit_own_head(model, Guidance(lumina[1], lumina[2], 3.0), family.latent[1:], 3, 2, 2)
+    latent = {"samples": torch.zeros(family.latent)}
+    expected = stock(lumina, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(lumina, head, latent, quality, **RUN)
+    assert torch.equal(found["samples"], expected)
+    assert not uncertainty.unknown and uncertainty.variance.isfinite().all()
