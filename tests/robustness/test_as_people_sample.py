@@ -66,6 +66,20 @@ def test_a_sampler_that_enlarges_its_latent_on_the_way(demo, demo_head, quality)
     assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
 
 
+@pytest.mark.parametrize("quality", ["no head", "instant", "draft"])
+def test_a_sampler_that_finishes_each_image_by_itself_is_unknown(demo, demo_head, quality):
+    def one_by_one(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        sigma = x.new_ones(len(x))
+        denoised = model(x, sigmas[0] * sigma, **extra_args)
+        x = denoised + (x - denoised) * sigmas[1] / sigmas[0]
+        return torch.cat([model(image, sigmas[1] * sigma[:1], **extra_args) for image in x.split(1)])
+
+    expected, found, uncertainty = custom(
+        demo, demo_head, comfy.samplers.KSAMPLER(one_by_one), guider_of(demo), quality
+    )
+    assert torch.equal(found, expected) and "samples it in parts" in uncertainty.unknown
+
+
 class PastPredictions(comfy.samplers.CFGGuider):
     """Asks the network without the host's wrappers, as the guiders of some packs do."""
 
