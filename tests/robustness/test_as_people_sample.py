@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import comfy.samplers
+import comfy.supported_models as supported_models
 import latent_preview
+import nodes
 import pytest
 import torch
 from bayesdiff.nodes.sampler import SamplerCustomBayesDiff
+from comfy.clip_vision import Output
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from families import FAMILIES
+from families import FAMILIES, UNET, Family
 from running import ours, scaled, stock
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -200,3 +203,21 @@ def test_prompts_of_unlike_length_whose_text_goes_through_the_last_layer(quality
     found, uncertainty, _ = sample(lumina, head, latent, quality, **RUN)
     assert torch.equal(found["samples"], expected)
     assert not uncertainty.unknown and uncertainty.variance.isfinite().all()
+
+
+def test_a_family_that_adds_noise_to_the_pictures_of_its_prompt():
+    """The host gives such a model the seed of the run; a fit is no run, and has none of its own."""
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+
+    options = UNET | dict(num_classes="sequential", adm_in_channels=1536)
+    family = Family(supported_models.SD21UnclipL, options, "out.2", (2, 4, 8, 8), (7, 16))
+    picture = Output()
+    picture["image_embeds"] = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
+    model, negative = family.build(), family.conditioning(2)
+    (positive,) = nodes.unCLIPConditioning().apply_adm(family.conditioning(1), picture, 1.0, 0.1)
+    head = fit_own_head(model, Guidance(positive, negative, 3.0), family.latent[1:], 3, 2, 2)
+    unclip, latent = (model, positive, negative, None), {"samples": torch.zeros(family.latent)}
+    expected = stock(unclip, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(unclip, head, latent, "draft", **RUN)
+    assert torch.equal(found["samples"], expected) and not uncertainty.unknown
