@@ -140,6 +140,30 @@ def match_positions(geometry: LayerGeometry, arrivals: list[tuple[torch.Tensor, 
     return lowest[at].reshape(shape)
 
 
+def end_of_image(output: torch.Tensor, returned: torch.Tensor, count: int) -> slice | None:
+    """Which end of a last layer's tokens becomes the image, told by the numbers that the network returned.
+
+    Args:
+        output: of the last layer and of one image, ``(tokens, out_features)``.
+        returned: what the network made of it, ``(c, ...)``.
+        count: of tokens at that end.
+
+    Returns:
+        the first or the last ``count`` tokens; None where both or neither could be it.
+    """
+    ends = [slice(None, count), slice(-count, None)]
+    could = [end for end in ends if holds(output[end], returned)]
+    return could[0] if len(could) == 1 else None
+
+
+def holds(tensor: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether a tensor holds each of the values, but for signs, at least as often."""
+    both = [each.float().abs().flatten() for each in (tensor, values)]
+    unique, which = torch.cat(both).unique(return_inverse=True)
+    there, wanted = (part.bincount(minlength=len(unique)) for part in which.split([len(each) for each in both]))
+    return bool((there >= wanted).all())
+
+
 def read_positions(
     model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, count: int
 ) -> torch.Tensor | None:

@@ -54,4 +54,7 @@ def visit_state(model: ModelPatcher, state: NoisedState, guidance: Guidance, vis
     sampler = VisitState(visit, min(max(state.share, 1e-3), 1 - 1e-3), state.eps)
     positive, negative, cfg = guidance
     start, sigmas = torch.zeros_like(state.latent), torch.ones(2)
-    comfy.sample.sample_custom(model, start, cfg, sampler, sigmas, positive, negative, state.latent, disable_pbar=True)
+    # Some families want a seed, for the noise that they add to the pictures of a prompt.
+    comfy.sample.sample_custom(
+        model, start, cfg, sampler, sigmas, positive, negative, state.latent, disable_pbar=True, seed=0
+    )

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.posterior.features import guided_features
+from ..layout import end_of_image
 from ..posterior import Posterior
 from .beside import Beside
 
@@ -59,6 +60,8 @@ class Look:
         self.looking = self.reading = False
         # Of the first calls: the outputs of the last layer and what the network returned, of one image.
         self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Where the tokens of the image are, if prompts of unlike length go through the last layer with it.
+        self.end: slice | None = None
         # What one prediction read: the number of the prompt in the host's list, and the features.
         self.parts: list[tuple[int, torch.Tensor]] = []
         self.answers = Answers()
@@ -72,7 +75,7 @@ class Look:
         Args:
             beside: guards what is done here.
         """
-        self.beside = beside
+        self.beside, self.end = beside, None
         self.arrivals.clear()
 
     def apply_model(self, executor, *args, **kwargs):
@@ -137,6 +140,25 @@ class Look:
         numbers = [number for number, _ in self.parts]
         return sorted(numbers) in ([COND], [COND, UNCOND])
 
+    def of_one_length(self, parts: list[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor]]:
+        """The two halves of a guidance, cut to as many tokens where the text of one prompt is longer.
+
+        Some families send the tokens of text or of reference images through the last layer too, before or after those
+        of the image.
+        """
+        lengths = {features.shape[1] for _, features in parts}
+        if self.layer.geometry.kind != "linear" or len(lengths) == 1:
+            return parts
+        count = min(lengths)
+        longer = next((arrival for arrival in self.arrivals if len(arrival[0]) > count), None)
+        if longer is not None:
+            self.end = end_of_image(*longer, count)
+        end = self.end
+        if end is None:
+            return parts
+        self.arrivals = [(output[end], returned) for output, returned in self.arrivals]
+        return [(number, features[:, end]) for number, features in parts]
+
     def gamma_squared(self, cfg: float | None, images: int) -> tuple[torch.Tensor | None, bool]:
         """gamma² of the network's guided output at every output position, ``(n, ...)``, float32 on the CPU.
 
@@ -153,6 +175,9 @@ class Look:
             forgotten.
         """
         is_pair, seen, self.parts = self.is_guided_pair(), self.parts, []
+        if is_pair:
+            seen = self.of_one_length(seen)
+            is_pair = len({features.shape for _, features in seen}) == 1
         # Windows over a batch show the network a part of it at a time.
         if not seen or any(len(features) != images for _, features in seen):
             return None, False

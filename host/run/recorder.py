@@ -187,12 +187,12 @@ class Recorder:
             Unknown: no latent of this shape was seen.
         """
         # Of a sampler that enlarges its latent on the way, only what came after has the cells of the image.
-        self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
-        if not self.seen:
+        if not self.seen or self.seen[-1].x.shape != shape:
             raise Unknown(
-                "Expected a sampler that ends in a latent of the size of its last steps, got one that resizes it "
-                "afterwards; resize with a node of its own."
+                "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it "
+                "afterwards or samples it in parts; resize with a node of its own, and sample images one by one."
             )
+        self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
         if len(self.seen) < seen:
             logging.info("BayesDiff: the sampler changed the size of its latent; only the steps after it are measured.")
         end = self.context.end

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -27,6 +27,16 @@ ANSWERS_OTHERWISE = (
     "Expected a network that answers the same when it is asked again, got one that does not, because of a patch, cache "
     "or control on the model that remembers its calls; take it off, or choose the quality 'ensemble' or 'instant'."
 )
+
+
+@contextmanager
+def seeing(module: torch.nn.Module, answers: Answers) -> Iterator[None]:
+    """Inside, the answers of a module are seen."""
+    handle = module.register_forward_hook(answers.see)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Replay(NominalRun):
@@ -100,23 +110,29 @@ class Replay(NominalRun):
         # A draw changes what comes after the features alone: before it is added, the answer must be the run's.
         own, perturbed = Answers(), Answers()
         module = self.fitted.layer.module
-        handles = [module.register_forward_hook(own.see)]
-        try:
-            denoised = self.ask(
-                state,
-                x,
-                member,
-                scale,
-                options,
-                then=lambda: handles.append(module.register_forward_hook(perturbed.see)),
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
+        with seeing(module, own):
+            handles = []
+            try:
+                denoised = self.ask(
+                    state,
+                    x,
+                    member,
+                    scale,
+                    options,
+                    then=lambda: handles.append(module.register_forward_hook(perturbed.see)),
+                )
+            finally:
+                for handle in handles:
+                    handle.remove()
         if own.whole.shape == recorded.shape:
-            changed = root_mean_square(own.whole - recorded)
-            if changed > FORGETFUL * root_mean_square(perturbed.whole - own.whole):
-                raise Unknown(ANSWERS_OTHERWISE)
+            most = FORGETFUL * root_mean_square(perturbed.whole - own.whole)
+            if root_mean_square(own.whole - recorded) > most:
+                # A later call of the prediction may see what the draw did to an earlier one (SAG): ask without it.
+                own = Answers()
+                with seeing(module, own):
+                    self.ask(state, x, None, options=options)
+                if root_mean_square(own.whole - recorded) > most:
+                    raise Unknown(ANSWERS_OTHERWISE)
         else:  # a sampler that asks for more than its steps need, as CFG++ does
             self.ask_again(state)
         return denoised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ NESTED = (
     "cannot be read yet; the latent is sampled as by the stock sampler."
 )
 UNKNOWN_BEFORE = "The uncertainty of the latent that comes in is unknown: {}"
+
+NOT_FINITE = (
+    "Expected finite images and variances, got NaN or infinity in {bad} of {images} images, of which nothing can be "
+    "told; check whether they are blank, and sample in a wider number format, for example with --force-fp32."
+)
 
 
 class Sampled(NamedTuple):
@@ -113,6 +119,10 @@ def not_seen(latent: dict, sampled: dict) -> Found:
 def uncertainty_of(
     sampled: dict, found: Found, posterior: Posterior | NoPosterior, estimator: Estimator | Ensemble
 ) -> Uncertainty:
+    bad = int((~found.variance.isfinite()).flatten(1).any(1).sum())
+    if bad and not found.unknown:
+        found = found._replace(unknown=NOT_FINITE.format(bad=bad, images=len(found.variance)))
+        logging.warning(f"BayesDiff: {found.unknown}")
     return Uncertainty(
         latent=whole_or_first(sampled["samples"]),
         grid=latent_grid(posterior.model),

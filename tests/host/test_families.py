@@ -137,18 +137,9 @@ def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
     assert estimator.seen[0].calls == len(followed), "one network call at each of these states, and none to look"
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
+def brute_force(posterior: Posterior, state: NoisedState, guidance: Guidance) -> torch.Tensor:
     """Each eigenvector of the posterior, added to every output column, moves a latent element by what it adds."""
-    posterior = random_posterior(setup.model)
-    layer, head = posterior.layer, posterior.head
-    latent = setup.latent["samples"][:1]
-    state = NoisedState(latent, 0.6, torch.randn(latent.shape, generator=torch.Generator().manual_seed(2)))
-    guidance = Guidance(setup.positive, setup.negative, cfg)
-    layout = read_layout(setup.model, layer, setup.positive, latent)
-    variance = denoised_variance(posterior, layout, state, guidance)
-
-    brute_force = []
+    layer, head, found = posterior.layer, posterior.head, []
 
     def visit(denoise, x, sigma, x0):
         plain, total = denoise(x).double(), 0.0
@@ -157,12 +148,53 @@ def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
         for vector, value in zip(head.precision.basis.T, head.precision.values):
             with layer.perturbed(size * vector[:, None].expand(-1, layer.geometry.out_features)):
                 total = total + ((denoise(x).double() - plain) / size).square() / value
-        brute_force.append(total)
+        found.append(total)
 
-    visit_state(setup.model, state, guidance, visit)
-    scale = setup.model.model.latent_format.process_out(torch.ones_like(latent)) - (
-        setup.model.model.latent_format.process_out(torch.zeros_like(latent))
-    )
-    expected = (brute_force[0] * scale.double().square()).float()
+    visit_state(posterior.model, state, guidance, visit)
+    latent_format = posterior.model.model.latent_format
+    scale = latent_format.process_out(torch.ones_like(state.latent))
+    scale = scale - latent_format.process_out(torch.zeros_like(state.latent))
+    return (found[0] * scale.double().square()).float()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_variance_in_the_latents_layout_is_brute_force(setup, cfg):
+    """Each eigenvector of the posterior, added to every output column, moves a latent element by what it adds."""
+    posterior = random_posterior(setup.model)
+    layer, latent = posterior.layer, setup.latent["samples"][:1]
+    state = NoisedState(latent, 0.6, torch.randn(latent.shape, generator=torch.Generator().manual_seed(2)))
+    guidance = Guidance(setup.positive, setup.negative, cfg)
+    layout = read_layout(setup.model, layer, setup.positive, latent)
+    variance = denoised_variance(posterior, layout, state, guidance)
+
+    expected = brute_force(posterior, state, guidance)
     assert variance.shape == latent.shape
+    assert torch.allclose(variance, expected, rtol=1e-3, atol=1e-4 * float(expected.mean()))
+
+
+def longer(prompt: list) -> list:
+    """The prompt with five more tokens."""
+    (tokens, options), *_ = prompt
+    return [[torch.cat([tokens, tokens[:, :5]], dim=1), options]]
+
+
+def with_reference(prompt: list, latent: torch.Tensor) -> list:
+    """The prompt with a picture to follow."""
+    reference = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    return [[tokens, options | {"reference_latents": [reference]}] for tokens, options in prompt]
+
+
+@pytest.mark.parametrize("name", ["Lumina 2", "Flux", "Qwen-Image"])
+@pytest.mark.parametrize("of", ["positive", "negative"])
+def test_a_longer_prompt_that_goes_through_the_last_layer_moves_no_variance(inference_mode, name, of):
+    """Tokens of text stand before those of the image, and those of a reference behind them."""
+    setup = set_up(name)
+    posterior, latent = random_posterior(setup.model), setup.latent["samples"][:1]
+    state = NoisedState(latent, 0.6, torch.randn(latent.shape, generator=torch.Generator().manual_seed(2)))
+    prompts = {"positive": setup.positive, "negative": setup.negative}
+    prompts[of] = longer(prompts[of]) if name == "Lumina 2" else with_reference(prompts[of], latent)
+    guidance = Guidance(cfg=CFG, **prompts)
+    shorter = setup.negative if of == "positive" else setup.positive
+    layout = read_layout(setup.model, posterior.layer, shorter, latent)
+    variance, expected = denoised_variance(posterior, layout, state, guidance), brute_force(posterior, state, guidance)
     assert torch.allclose(variance, expected, rtol=1e-3, atol=1e-4 * float(expected.mean()))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import comfy.samplers
+import comfy.supported_models as supported_models
 import latent_preview
+import nodes
 import pytest
 import torch
 from bayesdiff.nodes.sampler import SamplerCustomBayesDiff
+from comfy.clip_vision import Output
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
-from families import FAMILIES
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from families import FAMILIES, UNET, Family
 from running import ours, scaled, stock
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -63,6 +67,20 @@ def test_a_sampler_that_enlarges_its_latent_on_the_way(demo, demo_head, quality)
     expected, found, uncertainty = custom(demo, demo_head, sampler, guider_of(demo), quality)
     assert torch.equal(found, expected) and uncertainty.variance.shape == expected.shape == (2, 4, 24, 24)
     assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
+
+
+@pytest.mark.parametrize("quality", ["no head", "instant", "draft"])
+def test_a_sampler_that_finishes_each_image_by_itself_is_unknown(demo, demo_head, quality):
+    def one_by_one(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        sigma = x.new_ones(len(x))
+        denoised = model(x, sigmas[0] * sigma, **extra_args)
+        x = denoised + (x - denoised) * sigmas[1] / sigmas[0]
+        return torch.cat([model(image, sigmas[1] * sigma[:1], **extra_args) for image in x.split(1)])
+
+    expected, found, uncertainty = custom(
+        demo, demo_head, comfy.samplers.KSAMPLER(one_by_one), guider_of(demo), quality
+    )
+    assert torch.equal(found, expected) and "samples it in parts" in uncertainty.unknown
 
 
 class PastPredictions(comfy.samplers.CFGGuider):
@@ -135,6 +153,16 @@ def test_a_patch_that_remembers_its_calls_is_unknown(demo, demo_head, quality):
     assert "answers the same when it is asked again" in uncertainty.unknown
 
 
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_a_patch_that_asks_the_network_about_its_own_answer(demo, demo_head, quality):
+    """In its second call the network sees what a draw did to the first."""
+    guided = (SelfAttentionGuidance.execute(demo[0], 0.5, 2.0).args[0], *demo[1:])
+    expected = stock(guided, EMPTY, **RUN)["samples"]
+    found, uncertainty, _ = sample(guided, demo_head, EMPTY, quality, **RUN)
+    assert torch.equal(found["samples"], expected) and not torch.equal(expected, stock(demo, EMPTY, **RUN)["samples"])
+    assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
+
+
 def test_a_network_that_takes_one_image_a_call():
     """No call of ours has another batch than the run's, on a family whose outputs have to be placed."""
     from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples
@@ -159,3 +187,37 @@ def test_a_network_that_takes_one_image_a_call():
     for quality in QUALITIES:
         found, uncertainty, _ = sample(flux, head, latent, quality, cfg=1.0, **RUN)
         assert torch.equal(found["samples"], expected) and not uncertainty.unknown
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_prompts_of_unlike_length_whose_text_goes_through_the_last_layer(quality):
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+
+    family = FAMILIES["Lumina 2"]
+    model, positive, (tokens, options) = family.build(), family.conditioning(1), family.conditioning(2)[0]
+    lumina = (model, positive, [[torch.cat([tokens, tokens[:, :5]], dim=1), options]], None)
+    head = fit_own_head(model, Guidance(lumina[1], lumina[2], 3.0), family.latent[1:], 3, 2, 2)
+    latent = {"samples": torch.zeros(family.latent)}
+    expected = stock(lumina, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(lumina, head, latent, quality, **RUN)
+    assert torch.equal(found["samples"], expected)
+    assert not uncertainty.unknown and uncertainty.variance.isfinite().all()
+
+
+def test_a_family_that_adds_noise_to_the_pictures_of_its_prompt():
+    """The host gives such a model the seed of the run; a fit is no run, and has none of its own."""
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+
+    options = UNET | dict(num_classes="sequential", adm_in_channels=1536)
+    family = Family(supported_models.SD21UnclipL, options, "out.2", (2, 4, 8, 8), (7, 16))
+    picture = Output()
+    picture["image_embeds"] = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
+    model, negative = family.build(), family.conditioning(2)
+    (positive,) = nodes.unCLIPConditioning().apply_adm(family.conditioning(1), picture, 1.0, 0.1)
+    head = fit_own_head(model, Guidance(positive, negative, 3.0), family.latent[1:], 3, 2, 2)
+    unclip, latent = (model, positive, negative, None), {"samples": torch.zeros(family.latent)}
+    expected = stock(unclip, latent, **RUN)["samples"]
+    found, uncertainty, _ = sample(unclip, head, latent, "draft", **RUN)
+    assert torch.equal(found["samples"], expected) and not uncertainty.unknown
