@@ -50,11 +50,10 @@ def uncertainty_of_latent(uncertainty: Uncertainty, latent: dict, measures: str)
         )
     if samples.shape != own.shape:
         uncertainty = enlarged(uncertainty, samples.shape)
-    agreement = least_agreement(samples, uncertainty.latent)
-    if agreement < LEAST_AGREEMENT:
+    if least_agreement(samples, uncertainty.latent) < LEAST_AGREEMENT or are_reordered(samples, uncertainty.latent):
         raise ValueError(
-            f"Expected the uncertainty of the latent that comes in, got that of other images (their latents agree by "
-            f"{agreement:.2f} of 1); {THROUGH}"
+            f"Expected the uncertainty of the latent that comes in, got that of other images or in another order; "
+            f"{THROUGH}"
         )
     return uncertainty
 
@@ -98,6 +97,12 @@ def least_agreement(first: torch.Tensor, second: torch.Tensor) -> float:
     a, b = ((values - values.mean(2, keepdim=True)).flatten(1) for values in (a, b))
     scale = a.norm(dim=1) * b.norm(dim=1)
     return float(torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-12), 1.0).min())
+
+
+def are_reordered(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether an image of the first batch stands at another place of the second."""
+    moved = [image for image, same in zip(first, second) if not torch.equal(image, same)]
+    return any(torch.equal(image, other) for image in moved for other in second)
 
 
 def past_of(before: Uncertainty, context: RunContext, first: State) -> Past:

@@ -94,7 +94,8 @@ def test_what_a_past_without_members_leaves():
     assert left_of_past(dataclasses.replace(second.trajectory, past=None)) is None
     # Members of the own stage know nothing of it: it is added.
     estimator = Deviations(states=8, members=8, moderated=False)
-    alone = GaussianRun(sample_euler, FROM_AGAIN, uncertain_mean(), shape, start=with_noise(first))
+    certain = Past(torch.zeros(shape), torch.empty(0, *shape))
+    alone = GaussianRun(sample_euler, FROM_AGAIN, uncertain_mean(), shape, start=with_noise(first), past=certain)
     found, own = estimator.estimate(second, along=[]), estimator.estimate(alone, along=[])
     assert torch.allclose(found.variance, own.variance + left)
 

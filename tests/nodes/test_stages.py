@@ -187,8 +187,9 @@ def test_what_does_not_belong_is_refused_before_any_work(demo, demo_head, again)
         for wrong in (three, cropped):
             with pytest.raises(ValueError, match=r"Expected the uncertainty of the latent .*Uncertainty to Latents"):
                 KSamplerBayesDiff.execute(**inputs(demo, wrong), head=demo_head, uncertainty=first)
-        with pytest.raises(ValueError, match="got that of other images"):
-            KSamplerBayesDiff.execute(**inputs(demo, other), head=demo_head, uncertainty=first)
+        for wrong in (other, {"samples": torch.randn(2, 4, 8, 8)}):
+            with pytest.raises(ValueError, match="got that of other images or in another order"):
+                KSamplerBayesDiff.execute(**inputs(demo, wrong), head=demo_head, uncertainty=first)
         with pytest.raises(ValueError, match="connect a Laplace head to both stages, or to none"):
             KSamplerBayesDiff.execute(**inputs(demo, latent), uncertainty=first)
         with pytest.raises(ValueError, match="Expected an uncertainty with members for the quality 'ensemble'"):
