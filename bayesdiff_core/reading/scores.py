@@ -1,7 +1,7 @@
 """One number per image or clip: which of a batch the model is least sure of.
 
 Every function of :data:`SCORES` takes variance and latent ``(n, c, ..., h, w)`` and a mask that restricts it to a part
-of each image, or None: ``(n or 1, height, width)``; for clips of ``t`` latent frames ``(n or 1, 1 or t, height, width)``.
+of each image, or None: ``(n or 1, height, width)`` or, for ``t`` latent frames, ``(n or 1, 1 or t, height, width)``.
 It returns ``(n,)``; higher is less certain. A latent cell is inside a mask if the mask covers at least half as much of
 it as of the cell of its image or clip that it covers most, so that a mask finer than a cell still has an inside.
 
@@ -45,7 +45,7 @@ def inside_cells(mask: Tensor | None, images: int, *size: int) -> Tensor:
             "there are images."
         )
     require_finite_mask(mask)
-    covered = F.adaptive_avg_pool2d(mask, size[-2:])
+    covered = F.adaptive_avg_pool2d(mask, (size[-2], size[-1]))
     most = covered.amax((1, 2, 3), keepdim=True)
     if empty := [str(i) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:
         raise ValueError(

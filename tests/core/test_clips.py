@@ -185,8 +185,10 @@ def test_growing_and_fading_over_time():
 
 
 def test_spans_of_frames_and_empty_ones():
-    assert clip_masks.span(5, 1, 3).tolist() == [0, 1, 1, 1, 0] and clip_masks.span(5, 0, -1).tolist() == [1] * 5
-    assert clip_masks.span(5, -2, -1).tolist() == [0, 0, 0, 1, 1] and clip_masks.span(5, 3, 99).tolist() == [
+    assert clip_masks.span(5, 1, 3).tolist() == [0, 1, 1, 1, 0]
+    assert clip_masks.span(5, 0, -1).tolist() == [1] * 5
+    assert clip_masks.span(5, -2, -1).tolist() == [0, 0, 0, 1, 1]
+    assert clip_masks.span(5, 3, 99).tolist() == [
         0,
         0,
         0,
