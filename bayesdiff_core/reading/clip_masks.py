@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .grid import LatentGrid
-from .masks import require_finite_mask
+from .masks import require_finite_mask, resize_mask
 
 
 def frame_masks(mask: torch.Tensor, clips: int, cells: int, grid: LatentGrid) -> torch.Tensor:
@@ -37,6 +37,30 @@ def frame_masks(mask: torch.Tensor, clips: int, cells: int, grid: LatentGrid) ->
             f"or of all clips, got {len(planes) * planes.shape[1]}; give one of these numbers of masks."
         )
     return planes[:, grid.cells_of(frames)] if planes.shape[1] == cells != 1 else planes
+
+
+def inside_clips(
+    mask: torch.Tensor | None, clips: int, cells: int, grid: LatentGrid, first: int, last: int
+) -> torch.Tensor | None:
+    """What a mask and a span of frames select of clips, ``(1 or clips, frames, height, width)``; None is everything.
+
+    Args:
+        mask, clips, cells, grid: see :func:`frame_masks`.
+        first, last: see :func:`span`.
+
+    Raises:
+        ValueError: another number of masks, or no frame in the span.
+    """
+    frames = span(grid.frames_of(cells), first, last)
+    if mask is None:
+        return None if frames.all() else frames[None, :, None, None]
+    return frame_masks(mask, clips, cells, grid) * frames[None, :, None, None].to(mask)
+
+
+def fit_frames(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Masks ``(1 or n, 1 or frames, h, w)`` for each frame of maps ``(n, frames, height, width)``, at their size."""
+    resized = resize_mask(mask, *like.shape[-2:]).unflatten(0, mask.shape[:2])
+    return resized.expand(like.shape).to(like)
 
 
 def cell_masks(frames: torch.Tensor, grid: LatentGrid) -> torch.Tensor:

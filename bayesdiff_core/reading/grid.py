@@ -31,21 +31,6 @@ class LatentGrid(NamedTuple):
         """The latent frame that each of so many frames is decoded from, ``(frames,)``."""
         return (torch.arange(frames) + self.frames - 1) // self.frames
 
-    def over_time(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of latent frames ``(n, t, ...)`` at the frames of the clip, ``(n, frames, ...)``.
-
-        A latent frame's value stands in the middle of its frames; between two middles it changes linearly.
-        """
-        cells = values.shape[1]
-        middles = torch.arange(cells) * self.frames - (self.frames - 1) / 2
-        middles[0] = 0
-        frame = torch.arange(self.frames_of(cells))
-        after = torch.searchsorted(middles, frame.to(middles)).clamp(max=cells - 1)
-        before = (after - 1).clamp(min=0)
-        share = (frame - middles[before]) / (middles[after] - middles[before]).clamp(min=1)
-        share = share.clamp(0, 1).to(values).view(-1, *[1] * (values.ndim - 2))
-        return torch.lerp(values[:, before], values[:, after], share)
-
     def by_cell(self, values: torch.Tensor) -> torch.Tensor:
         """Values of frames ``(n, frames, ...)``, those of each latent frame together: ``(n, t, frames of one, ...)``.
 

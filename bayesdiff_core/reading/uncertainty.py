@@ -156,13 +156,13 @@ class Uncertainty:
     def maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The map of standard deviations at a size in pixels, by default that of the images: ``(n, height, width)``.
 
-        Of clips a map for each frame, clip after clip: ``(n * frames, height, width)``.
+        Of clips a map for each frame, that of its latent frame, clip after clip: ``(n * frames, height, width)``.
 
         Raises:
             ValueError: see :meth:`require_images`.
         """
         std = resize_map(self.std_map(), *(size or self.image_size()))
-        return std if std.ndim == 3 else self.grid.over_time(std).flatten(0, 1)
+        return std if std.ndim == 3 else std[:, self.grid.cells_of(self.frames)].flatten(0, 1)
 
     # ------------------------------------------------------------ numbers
 

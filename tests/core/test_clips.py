@@ -46,21 +46,6 @@ def test_every_frame_has_its_latent_frame(cells, frames):
     assert torch.equal(by_cell[:, 0], values[:, :1].expand(-1, frames, -1))
 
 
-@pytest.mark.parametrize("frames", [1, 4, 6, 8])
-def test_values_change_linearly_between_the_middles_of_latent_frames(frames):
-    grid = LatentGrid(8, frames)
-    values = torch.rand(2, 5, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = grid.over_time(values)
-    assert found.shape == (2, grid.frames_of(5), 3, 3)
-    assert torch.equal(found[:, 0], values[:, 0]) and torch.allclose(found[:, -1], values[:, -1])
-    middles = [0.0] + [(cell - 1) * frames + 1 + (frames - 1) / 2 for cell in range(1, 5)]
-    for frame in range(grid.frames_of(5)):
-        after = next((cell for cell in range(1, 5) if middles[cell] >= frame), 4)
-        share = min(1, (frame - middles[after - 1]) / (middles[after] - middles[after - 1]))
-        assert torch.allclose(found[:, frame], values[:, after - 1].lerp(values[:, after], share))
-    assert torch.allclose(grid.over_time(torch.ones(1, 5, 2)), torch.ones(1, grid.frames_of(5), 2))
-
-
 # ---------------------------------------------------------------- maps
 
 
@@ -71,8 +56,8 @@ def test_a_map_for_each_frame_clip_after_clip(pair):
     assert maps.shape == (2 * FRAMES, 8 * HEIGHT, 8 * WIDTH) and pair.maps((7, 9)).shape == (2 * FRAMES, 7, 9)
     assert torch.equal(maps[0], resize_map(pair.std_map()[:1, 0], 8 * HEIGHT, 8 * WIDTH)[0])
     corner = pair.by_clip(maps)[..., :8, :8].mean((2, 3))
-    # Frames 5 to 8 are those of latent frame 2; its middle is 6.5.
-    assert corner[0].argmax() in (6, 7) and corner[1].argmax() == 0
+    assert (corner[0] > 1).tolist() == [5 <= frame <= 8 for frame in range(FRAMES)], "those of latent frame 2"
+    assert (corner[1] > 1).tolist() == [frame == 0 for frame in range(FRAMES)]
     assert torch.equal(maps, torch.cat([pair.select(torch.tensor([i])).maps() for i in range(2)]))
 
 
@@ -171,8 +156,8 @@ def test_a_share_of_a_clip_goes_to_its_uncertain_frames(pair):
     std = pair.by_clip(pair.maps())
     mask = masks.most_uncertain_area(std, 0.05)
     assert mask.mean((1, 2, 3)).tolist() == [pytest.approx(0.05, abs=1e-3)] * 2
-    assert mask[0, 5:9].sum() > 0.6 * mask[0].sum() and mask[1, :3].sum() > 0.9 * mask[1].sum()
-    assert masks.otsu(std)[0, 6:8].any() and not masks.otsu(std)[0, :3].any()
+    assert mask[0, 5:9].sum() > 0.6 * mask[0].sum() and mask[1, 0, :16, :16].all()
+    assert masks.otsu(std)[0, 5:9].any() and not masks.otsu(std)[0, :5].any()
 
 
 def test_growing_and_fading_over_time():
