@@ -15,7 +15,7 @@ from bayesdiff.nodes.resample import Resample
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from factory import fit_own_head
 from families import FAMILIES, set_up
-from readers import small_video_vae
+from small_models import small_video_vae
 
 STILLS = ["Qwen-Image", "Cosmos Predict 2", "Wan", "Hunyuan-Video"]
 CLIPS = ["Wan", "Hunyuan-Video", "LTXV", "Cosmos", "Mochi"]

@@ -20,7 +20,7 @@ from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from bayesdiff.nodes.score import UncertaintyScore
 from comfy_execution.graph_utils import ExecutionBlocker
 from families import FAMILIES, set_up
-from readers import small_clip_vision, small_video_vae
+from small_models import small_clip_vision, small_video_vae
 
 CELLS, FRAMES, SIDE = 4, 13, 48
 VIDEO = {"Wan": 4, "Hunyuan-Video": 4, "Mochi": 6, "Cosmos": 8, "LTXV": 8}  # frames of a latent frame

@@ -17,7 +17,7 @@ from bayesdiff.nodes.map import UncertaintyMap
 from bayesdiff.nodes.mask import AREA, BATCH, OTSU, VALUE, UncertaintyToMask
 from bayesdiff.nodes.plot import HISTOGRAM, OVER_SIGMA, UncertaintyPlot
 from bayesdiff.nodes.score import UncertaintyScore
-from readers import small_clip_vision
+from small_models import small_clip_vision
 
 SIDE = 64  # pixels
 

@@ -1,12 +1,14 @@
-"""Small models that read latents and images, with random weights: a VAE of clips and a CLIP vision encoder."""
+"""Small models with random weights, as files hold them: a video model, its VAE, and a CLIP vision encoder."""
 
 from __future__ import annotations
 
 import json
 
+import comfy.ops
 import comfy.sd
 import torch
 from comfy.clip_vision import ClipVisionModel
+from comfy.ldm.wan.model import WanModel
 from comfy.ldm.wan.vae import WanVAE
 
 # As the host tells Wan's VAE from its weights, which may be narrower than the released ones.
@@ -16,14 +18,25 @@ WAN = dict(
 )  # fmt: skip
 
 
-def video_vae_weights(dim: int = 8) -> dict[str, torch.Tensor]:
-    """Weights of a Wan VAE of another width: 8 pixels and 4 frames a cell, the first frame by itself."""
+def random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     found = {}
-    for name, weight in sorted(WanVAE(dim=dim, **WAN).state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         noise = torch.randn(weight.shape, generator=generator)
-        found[name] = 1 + 0.1 * noise if "gamma" in name else noise * max(weight[0].numel(), 1) ** -0.5
+        is_gain = "gamma" in name or "norm" in name and name.endswith("weight")
+        found[name] = 1 + 0.1 * noise if is_gain else noise * max(weight[0].numel(), 1) ** -0.5
     return found
+
+
+def video_model_weights() -> dict[str, torch.Tensor]:
+    """Weights of a Wan text-to-video model of one layer of the least width that the host tells from a file."""
+    model = WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, operations=comfy.ops.disable_weight_init)
+    return random_weights(model)
+
+
+def video_vae_weights(dim: int = 8) -> dict[str, torch.Tensor]:
+    """Weights of a Wan VAE of another width: 8 pixels and 4 frames a cell, the first frame by itself."""
+    return random_weights(WanVAE(dim=dim, **WAN))
 
 
 def small_video_vae(dim: int = 8) -> comfy.sd.VAE:
