@@ -22,9 +22,20 @@ PAIRS = 4
 
 
 def seen_through(vae: VAE, uncertainty: Uncertainty) -> Uncertainty:
-    """The uncertainty with the VAE's own pixels and frames of a latent cell."""
+    """The uncertainty with the VAE's own pixels and frames of a latent cell.
+
+    Raises:
+        ValueError: the VAE decodes the first latent frame to more than one frame, or later ones to other numbers.
+    """
     grid = LatentGrid(vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1)
-    return dataclasses.replace(uncertainty, grid=grid)
+    found = dataclasses.replace(uncertainty, grid=grid)
+    if found.frames > 1 and (frames := vae.upscale_ratio[0](found.cells_in_time)) != found.frames:
+        raise ValueError(
+            f"Expected a VAE that decodes {found.cells_in_time} latent frames to {found.frames} frames, the first to one "
+            f"and each later one to {grid.frames}, got one that decodes them to {frames}; connect the VAE of the model. "
+            "If it is that one, its clips have no maps yet."
+        )
+    return found
 
 
 def decode(vae: VAE, latent: torch.Tensor, tile: int | None = None) -> torch.Tensor:

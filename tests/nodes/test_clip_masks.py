@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import comfy.supported_models as supported_models
 import nodes
 import pytest
 import torch
@@ -13,8 +14,9 @@ from bayesdiff.nodes.mask import UncertaintyToMask
 from bayesdiff.nodes.repair import Repair
 from bayesdiff.nodes.resample import Resample
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from factory import fit_own_head
-from families import FAMILIES, set_up
+from families import FAMILIES, Family, set_up
 from small_models import small_video_vae
 
 STILLS = ["Qwen-Image", "Cosmos Predict 2", "Wan", "Hunyuan-Video"]
@@ -96,6 +98,40 @@ def test_a_latent_of_the_stock_inpainting_nodes_gets_its_own_masks():
         ours = exact(unsure, latent=latent)[1]
         assert torch.equal(ours["samples"], latent["samples"]) and ours["noise_mask"].shape == (1, 1, 4, 64, 64)
         assert torch.equal(given.changed(given.stock(ours), latent["samples"]), where)
+
+
+def test_an_inpainting_network_sees_the_masks_of_its_frames(monkeypatch):
+    """Where the prompt holds no mask of its own, the host gives the network the noise mask."""
+    inpainting = Family(
+        supported_models.WAN21_I2V, FAMILIES["Wan"].options | dict(model_type="i2v", in_dim=36), "head.head",
+        (1, 16, 4, 8, 8), (7, 16),
+    )  # fmt: skip
+    model, vae, given = inpainting.build(), small_video_vae(), Given("Wan", 4)
+    where = torch.zeros(2, 4, 8, 8, dtype=torch.bool)
+    where[0, 2, :, :4] = where[1, 0, :, 4:] = True
+    latent, pixels = exact(given.unsure(where))[1], torch.rand(13, 64, 64, 3)
+    positive, negative, _ = InstructPixToPixConditioning.execute(
+        inpainting.conditioning(1), inpainting.conditioning(2), pixels, vae
+    ).args
+    seen, concat_cond = [], model.model.concat_cond
+    monkeypatch.setattr(model.model, "concat_cond", lambda **options: seen.append(concat_cond(**options)) or seen[-1])
+    changes = dict(model=model, positive=positive, negative=negative, latent_image=latent)
+    samples = nodes.KSampler().sample(**given.inputs | changes)[0]["samples"]
+    assert torch.equal(given.changed(samples), where)
+    assert all(torch.equal(shown[:, 0] == 0, where) for shown in seen) and seen
+
+
+def test_our_sampler_returns_the_stock_samplers_latent_and_is_sure_of_what_stays(caplog):
+    given = Given("Wan", CELLS)
+    where = given.halves()
+    mask, latent = exact(given.unsure(where))
+    inputs = given.inputs | {"latent_image": latent, "seed": 9}
+    ours, uncertainty = KSamplerBayesDiff.execute(**inputs, quality="instant", members=3).args[:2]
+    assert torch.equal(ours["samples"], given.stock(latent)) and "frames of one clip" not in caplog.text
+    assert torch.equal(uncertainty.std_map() > 0, where)
+    mixed = given.latent | {"noise_mask": mask}
+    ours = KSamplerBayesDiff.execute(**inputs | {"latent_image": mixed}, quality="instant", members=3).args[0]
+    assert torch.equal(ours["samples"], given.stock(mixed)) and "frames of one clip" in caplog.text
 
 
 def test_a_latent_of_another_batch_is_one_sentence():

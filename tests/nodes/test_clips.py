@@ -103,6 +103,16 @@ def test_the_vae_tells_how_many_frames_a_latent_frame_has(vae, pair):
         assert torch.equal(one, other)
 
 
+def test_a_vae_that_packs_frames_in_another_way_is_one_sentence(pair, monkeypatch):
+    """As MiniMax's: 5 latent frames for each 17 frames, and 2 for the last 5."""
+    vae = small_video_vae()
+    monkeypatch.setattr(vae, "upscale_ratio", (lambda cells: max(1, (cells - 2) // 5 * 17 + 5), 8, 8))
+    with pytest.raises(
+        ValueError, match="decodes 4 latent frames to 10 frames, .* one to 3, got one that decodes them to 5;"
+    ):
+        UncertaintyMap.execute(pair, vae, "each image", 0.85)
+
+
 def test_one_frame_is_an_image(vae, pair):
     still = dataclasses.replace(
         pair, variance=pair.variance[:, :, :1], latent=pair.latent[:, :, :1], deviations=pair.deviations[:, :, :, :1]
