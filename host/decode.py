@@ -31,9 +31,9 @@ def seen_through(vae: VAE, uncertainty: Uncertainty) -> Uncertainty:
     found = dataclasses.replace(uncertainty, grid=grid)
     if found.frames > 1 and (frames := vae.upscale_ratio[0](found.cells_in_time)) != found.frames:
         raise ValueError(
-            f"Expected a VAE that decodes {found.cells_in_time} latent frames to {found.frames} frames, the first to one "
-            f"and each later one to {grid.frames}, got one that decodes them to {frames}; connect the VAE of the model. "
-            "If it is that one, its clips have no maps yet."
+            f"Expected a VAE that decodes {found.cells_in_time} latent frames to {found.frames} frames, the first to "
+            f"one and each later one to {grid.frames}, got one that decodes them to {frames}; connect the VAE of the "
+            "model. If it is that one, its clips have no maps yet."
         )
     return found
 
