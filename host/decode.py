@@ -1,7 +1,8 @@
-"""From latents to images and their features, by the user's VAE and CLIP vision model."""
+"""From latents to images, frames and their features, by the user's VAE and CLIP vision model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import comfy.model_management
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from comfy.clip_vision import ClipVisionModel
 from comfy.sd import VAE
 
+from ..bayesdiff_core.reading.grid import LatentGrid
 from ..bayesdiff_core.reading.maps import antithetic_draws, pixel_variance
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 
@@ -19,10 +21,27 @@ ENOUGH_MEMBERS = 3
 PAIRS = 4
 
 
+def seen_through(vae: VAE, uncertainty: Uncertainty) -> Uncertainty:
+    """The uncertainty with the VAE's own pixels and frames of a latent cell.
+
+    Raises:
+        ValueError: the VAE decodes the first latent frame to more than one frame, or later ones to other numbers.
+    """
+    grid = LatentGrid(vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1)
+    found = dataclasses.replace(uncertainty, grid=grid)
+    if found.frames > 1 and (frames := vae.upscale_ratio[0](found.cells_in_time)) != found.frames:
+        raise ValueError(
+            f"Expected a VAE that decodes {found.cells_in_time} latent frames to {found.frames} frames, the first to "
+            f"one and each later one to {grid.frames}, got one that decodes them to {frames}; connect the VAE of the "
+            "model. If it is that one, its clips have no maps yet."
+        )
+    return found
+
+
 def decode(vae: VAE, latent: torch.Tensor, tile: int | None = None) -> torch.Tensor:
     """Images ``(n, height, width, 3)`` of latents, in tiles of so many pixels a side if asked.
 
-    Families that also make video decode to a row of frames.
+    Clips decode to their frames, clip after clip ``(n * frames, height, width, 3)``, as the stock VAE Decode.
     """
     if tile is None:
         image = vae.decode(latent)
@@ -49,11 +68,13 @@ def decoded_std(
 ) -> torch.Tensor:
     """Standard deviation of the decoded image in each pixel, ``(n, height, width)``, in units of colour from 0 to 1.
 
+    Of clips in each pixel of each frame, clip after clip.
+
     Of decoded members where the uncertainty has at least three; else of antithetic draws from its variance, cell by
     cell independent, always the same ones.
 
     Args:
-        image: ``(n, height, width, 3)``, the decoded latent.
+        image: ``(n, height, width, 3)``, the decoded latent, as :func:`decode` returns it.
     """
     changes: Iterable[torch.Tensor] = uncertainty.deviations
     count = len(uncertainty.deviations)
@@ -69,18 +90,20 @@ def decoded_std(
 def member_features(
     vae: VAE, clip_vision: ClipVisionModel, uncertainty: Uncertainty, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Features of the decoded latent and of its members, ``(k + 1, n, d)``.
+    """Features of the decoded latent and of its members, ``(k + 1, n, d)``; of clips ``(k + 1, n * frames, d)``.
 
     Args:
-        mask: ``(n or 1, height, width)``; outside it, members are shown as the image itself.
+        mask: ``(n or 1, height, width)``, of clips ``(n or 1, 1 or frames, height, width)``; outside it, members are
+            shown as the image itself.
     """
     nominal, found = None, []
     changes = [torch.zeros_like(uncertainty.latent), *uncertainty.deviations]
     for image in decode_all(vae, (uncertainty.latent + change for change in changes), len(changes)):
         nominal = image if nominal is None else nominal
         if mask is not None:
-            inside = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size=image.shape[1:3], mode="area")
-            image = torch.lerp(nominal, image, inside.movedim(1, -1).to(image))
+            planes = mask.reshape(len(mask), -1, *mask.shape[-2:]).float()
+            inside = F.interpolate(planes, size=image.shape[1:3], mode="area")[..., None].to(image)
+            image = torch.lerp(uncertainty.by_clip(nominal), uncertainty.by_clip(image), inside).flatten(0, 1)
         # Squeezed to the encoder's square, not cropped: all of an image counts.
         found.append(clip_vision.encode_image(image, crop=False)["image_embeds"].float().cpu())
     return torch.stack(found)

@@ -9,6 +9,7 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..bayesdiff_core.reading.clip_masks import cell_masks, frame_masks
 from ..bayesdiff_core.reading.grid import LatentGrid
 
 
@@ -57,37 +58,58 @@ def require_content(latent: dict, purpose: str) -> None:
         )
 
 
-def check_mask(mask: torch.Tensor | None, images: int) -> None:
-    """Raise one sentence unless there is one mask or one per image."""
-    if mask is not None and mask.ndim > 2 and len(mask) not in (1, images):
+def is_clip(samples: torch.Tensor) -> bool:
+    """Whether latents ``(n, c, t, h, w)`` have several latent frames; stills of a video family have one."""
+    return samples.ndim == 5 and samples.shape[2] > 1
+
+
+def check_mask(mask: torch.Tensor | None, samples: torch.Tensor) -> None:
+    """Raise one sentence unless there is one mask or one per image; of clips, :func:`host_mask` checks."""
+    if mask is not None and mask.ndim > 2 and len(mask) not in (1, len(samples)) and not is_clip(samples):
         raise ValueError(
-            f"Expected one mask, or one for each of the {images} images, got {len(mask)}; connect as many masks as "
-            "there are images."
+            f"Expected one mask, or one for each of the {len(samples)} images, got {len(mask)}; connect as many masks "
+            "as there are images."
         )
 
 
-def host_mask(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """A mask of each image ``(n, h, w)``, or one for all, so that the host gives each image its own.
+def host_mask(mask: torch.Tensor, samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
+    """Masks so that the host gives each image and each frame its own, as a noise mask of ``samples``.
 
-    Of latents with a time axis the host takes a mask of fewer than five dimensions for the frames of one clip, and
-    would average those of several images.
+    Of latents with a time axis the host takes a mask of fewer than five dimensions for the frames of one clip, whatever
+    the batch: it averages the masks of several images, and samples those of frames as if each latent frame held as
+    many. So these get a mask of five dimensions, one plane for each latent frame.
+
+    Args:
+        mask: of images ``(n, h, w)`` or one for all; of clips see
+            :func:`~..bayesdiff_core.reading.clip_masks.frame_masks`.
+
+    Raises:
+        ValueError: another number of masks.
     """
-    if samples.ndim != 5 or mask.ndim >= 5:
+    if samples.ndim != 5:
         return mask
-    if mask.ndim == 4:
-        mask = mask[:, 0]
-    return mask if mask.ndim < 3 or len(mask) not in (1, len(samples)) else mask[:, None, None]
+    clips, frames = len(samples), grid.frames_of(samples.shape[2])
+    planes = frame_masks(mask, clips, samples.shape[2], grid)
+    return cell_masks(planes.expand(clips, frames, -1, -1), grid)
+
+
+def masked(latent: dict, mask: torch.Tensor, grid: LatentGrid) -> dict:
+    """The LATENT with these noise masks, as the stock Set Latent Noise Mask sets them, but each for its own image."""
+    samples = latent["samples"]
+    planes = mask.reshape(-1, 1, *mask.shape[-2:])
+    return latent | {"noise_mask": host_mask(planes, samples, grid)}
 
 
 def warn_of_mixed_masks(latent: dict) -> None:
-    """Tell where the host will mix the masks of a batch of images, see :func:`host_mask`."""
+    """Tell where the host will mix the masks of a batch, see :func:`host_mask`."""
     samples, mask = latent["samples"], latent.get("noise_mask")
-    if mask is None or samples.is_nested or samples.ndim != 5 or mask.ndim >= 5 or samples.shape[2] > 1:
+    if mask is None or samples.is_nested or samples.ndim != 5 or mask.ndim >= 5:
         return
-    if len(mask) > 1 and len(samples) > 1:
+    if mask.ndim > 2 and len(mask) > 1 and len(samples) > 1:
         logging.warning(
-            "BayesDiff: ComfyUI takes the masks of a batch of this family for the frames of one clip, and gives all "
-            "images their average; sample one image at a time, or use Repair (BayesDiff), which gives each its own."
+            "BayesDiff: ComfyUI takes the masks of a batch of this family for the frames of one clip, and gives all of "
+            "the batch their average; use the latent that Uncertainty to Mask (BayesDiff) returns, or sample one at a "
+            "time."
         )
 
 
@@ -98,6 +120,21 @@ def check_belongs(latent: dict, uncertainty) -> None:
         raise ValueError(
             f"Expected the latent that the uncertainty belongs to, of shape {expected}, got {got}; connect latent and "
             "uncertainty of the same sampler, or filter both together."
+        )
+
+
+def check_same_batch(latent: dict, uncertainty) -> None:
+    """Raise one sentence unless a latent has as many images and frames as the uncertainty; its size may differ."""
+    samples, expected = latent["samples"], uncertainty.latent.shape
+    if (
+        samples.is_nested
+        or samples.ndim != len(expected)
+        or samples.shape[:1] + samples.shape[2:-2] != (expected[:1] + expected[2:-2])
+    ):
+        got = "a nested latent" if samples.is_nested else f"one of shape {tuple(samples.shape)}"
+        raise ValueError(
+            f"Expected a latent of as many images and frames as the uncertainty has, of shape {tuple(expected)}, got "
+            f"{got}; connect the latent of the same images."
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..bayesdiff_core.drawing.sheets import contact_sheet
+from ..bayesdiff_core.drawing.sheets import contact_sheet, strip_frames, strips
 from ..bayesdiff_core.reading import rank
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
@@ -31,6 +31,7 @@ BATCHES = {
     "uncertainty": UncertaintyType,
 }
 PROMPTS = {"positive", "negative"}
+FRAMED = {"images": 4, "masks": 3}  # what has frames of clips, and the dimensions of a batch of it
 
 
 def side_outputs(side: str) -> list[io.Output]:
@@ -110,8 +111,17 @@ class FilterByUncertainty(io.ComfyNode):
                 ),
                 UncertaintyType.Input("uncertainty", optional=True, tooltip="To score and to split."),
                 io.Latent.Input("latent", optional=True, tooltip="Latent to split."),
-                io.Image.Input("images", optional=True, tooltip="Images to split and to show in the contact sheet."),
-                io.Mask.Input("masks", optional=True, tooltip="Masks to split: one per image or one for all."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Images to split and to show in the contact sheet; of clips their frames, as VAE "
+                    "Decode gives them.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Masks to split: one per image or one for all; of clips also one per frame.",
+                ),
                 io.Conditioning.Input(
                     "positive", optional=True, tooltip="Prompt to split, if it differs from image to image."
                 ),
@@ -146,7 +156,8 @@ class FilterByUncertainty(io.ComfyNode):
             raise ValueError(NO_SCORES)
         values = batches["uncertainty"].scores() if scores is None else torch.tensor(scores, dtype=torch.float64)
         values = values.double().cpu()
-        batches = {kind: aligned(kind, batch, len(values)) for kind, batch in batches.items()}
+        frames = frames_of_clips(batches, len(values))
+        batches = {kind: aligned(kind, batch, len(values), frames) for kind, batch in batches.items()}
         batches |= one_prompt_each(given, len(values))
 
         unknown = not values.isfinite().any()
@@ -174,7 +185,9 @@ class FilterByUncertainty(io.ComfyNode):
                 f"{place}  ·  {values[i]:.4g}{places[i]}  ·  {'kept' if kept[i] else 'dropped'}"
                 for place, i in enumerate(ranked, 1)
             ]
-            sheet = contact_sheet(batches["images"][ranked], labels, kept[ranked].tolist())
+            shown = strips(batches["images"][ranked]) if frames > 1 else batches["images"][ranked]
+            side_by_side = len(strip_frames(frames))
+            sheet = contact_sheet(shown, labels, kept[ranked].tolist(), side_by_side)
         return io.NodeOutput(*outputs, sheet, describe(sides, values))
 
 
@@ -218,10 +231,34 @@ def likeness(kind: str, part) -> str:
     return " x ".join(map(str, (part["samples"] if kind == "latent" else part).shape[1:]))
 
 
-def aligned(kind: str, batch, count: int):
-    """The batch, after checking that it has ``count`` images."""
+def frames_of_clips(batches: dict, count: int) -> int:
+    """How many frames of each of ``count`` clips stand side by side in images and masks; 1 of images."""
+    clips = [batches["uncertainty"].variance] if "uncertainty" in batches else []
+    clips += [batches["latent"]["samples"]] if "latent" in batches else []
+    if "images" in batches and any(not clip.is_nested and clip.ndim == 5 and clip.shape[2] > 1 for clip in clips):
+        frames, rest = divmod(len(batches["images"]), count)
+        if not rest:
+            return frames
+    return batches["uncertainty"].frames if "uncertainty" in batches else 1
+
+
+def aligned(kind: str, batch, count: int, frames: int):
+    """The batch, after checking that it has ``count`` images.
+
+    Images and masks of clips come frame by frame, clip after clip; they are returned as ``(count, frames, ...)``.
+    """
     if kind == "masks" and len(batch) == 1:
         batch = batch.expand(count, *batch.shape[1:])
+    if frames > 1 and kind in FRAMED:
+        if kind == "masks" and len(batch) == frames != count:  # of one clip, for all
+            batch = batch.repeat(count, *[1] * (batch.ndim - 1))
+        if len(batch) == count * frames:
+            return batch.unflatten(0, (count, frames))
+        if kind == "images" or len(batch) != count:
+            raise ValueError(
+                f"Expected {count} clips of {frames} frames at the input {kind}, clip after clip, got {len(batch)} "
+                "frames; connect what belongs to the scores, as VAE Decode returns it."
+            )
     tensor = {"latent": lambda: batch["samples"], "uncertainty": lambda: batch.variance}.get(kind, lambda: batch)()
     if tensor.is_nested or len(tensor) != count:
         got = "a nested latent" if tensor.is_nested else len(tensor)
@@ -281,7 +318,8 @@ def split_off(kind: str, batches: dict, index: list[int], scores: torch.Tensor, 
         return select_conditioning(batch, index, len(scores), copies)
     if kind == "uncertainty":
         return batch.select(torch.tensor(index))
-    return batch[index]
+    chosen = batch[index]
+    return chosen.flatten(0, 1) if kind in FRAMED and chosen.ndim > FRAMED[kind] else chosen
 
 
 def describe(sides: list[list[int]], scores: torch.Tensor) -> str:

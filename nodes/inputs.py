@@ -73,6 +73,37 @@ def denoise_input() -> io.Input:
     )
 
 
+def span_inputs() -> list[io.Input]:
+    """A span of frames of clips, and how it fades."""
+    return [
+        io.Int.Input(
+            "first_frame",
+            default=0,
+            min=-65536,
+            max=65535,
+            optional=True,
+            tooltip="Of clips: the first frame of a span, numbered from 0; outside the span nothing changes. Negative "
+            "numbers count from the end.",
+        ),
+        io.Int.Input(
+            "last_frame",
+            default=-1,
+            min=-65536,
+            max=65535,
+            optional=True,
+            tooltip="Of clips: the last frame of the span; -1 is the last of the clip.",
+        ),
+        io.Int.Input(
+            "fade_frames",
+            default=0,
+            min=0,
+            max=1024,
+            optional=True,
+            tooltip="Of clips: over how many frames the mask fades, before and after.",
+        ),
+    ]
+
+
 def uncertainty_inputs() -> list[io.Input]:
     """The inputs that our samplers add to the stock ones."""
     return [

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 
-from ..bayesdiff_core.drawing.sheets import sheet, with_colour_bars
+from ..bayesdiff_core.drawing.sheets import sheet, strip_frames, strips, with_colour_bars
 from ..bayesdiff_core.reading.maps import COLOUR_MAPS, colour_map, map_tops, normalise_map, overlay_map
+from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import ADVANCED, search_words
-from ..host.decode import decode, decoded_std
+from ..host.decode import decode, decoded_std, seen_through
 from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 PER_IMAGE, PER_BATCH = "each image", "whole batch"
 LATENT, PIXELS, TILED = "latent", "pixels", "pixels, tiled"
+
+
+def drawn_rows(uncertainty: Uncertainty, columns: list[torch.Tensor]) -> torch.Tensor:
+    """One sheet of the images in these columns; of clips, a strip of frames for each column, one below the other."""
+    captions = [f"{i}: {words}" for i, words in enumerate(uncertainty.captions())]
+    if uncertainty.frames == 1:
+        return sheet(columns, captions)
+    rows = [strips(uncertainty.by_clip(column)) for column in columns]
+    width = max(row.shape[2] for row in rows)
+    rows = [F.pad(row, (0, 0, 0, width - row.shape[2]), value=1.0) for row in rows]
+    frames = ", ".join(map(str, strip_frames(uncertainty.frames)))
+    return sheet([torch.cat([row.cpu() for row in rows], dim=1)], [f"{words}; frames {frames}" for words in captions])
 
 
 class UncertaintyMap(io.ComfyNode):
@@ -22,7 +37,8 @@ class UncertaintyMap(io.ComfyNode):
             display_name="Uncertainty Map (BayesDiff)",
             category=CATEGORY,
             **search_words("heat map", "confidence", "variance", "error map"),
-            description="Shows where the model is unsure: a heat map, the heat map over the image, and its values.",
+            description="Shows where the model is unsure: a heat map, the heat map over the image, and its values. Of "
+            "clips, one of each for every frame.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Vae.Input("vae", tooltip="Decodes the image under the overlay."),
@@ -30,8 +46,8 @@ class UncertaintyMap(io.ComfyNode):
                     "scale",
                     options=[PER_IMAGE, PER_BATCH],
                     default=PER_IMAGE,
-                    tooltip="Each image: every map uses all colours, however certain the model is. Whole batch: "
-                    "compare images by colour.",
+                    tooltip="Each image: every map uses all colours, however certain the model is; the frames of "
+                    "a clip share one scale. Whole batch: compare images by colour.",
                 ),
                 io.Float.Input(
                     "opacity",
@@ -88,7 +104,8 @@ class UncertaintyMap(io.ComfyNode):
                 io.Image.Output(
                     "sheet",
                     display_name="sheet",
-                    tooltip="One sheet with a row per image: the image, its heat map, the overlay and its score.",
+                    tooltip="One sheet with a row per image: the image, its heat map, the overlay and its score. "
+                    "Of clips, three strips of up to 8 frames.",
                 ),
             ],
         )
@@ -100,17 +117,19 @@ class UncertaintyMap(io.ComfyNode):
         if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         uncertainty.require_images()  # before anything is decoded
+        uncertainty = seen_through(vae, uncertainty)
         per_image, tile = scale == PER_IMAGE, tile_size if resolution == TILED else None
         image = decode(vae, uncertainty.latent, tile)
         if resolution == LATENT:
             std = uncertainty.maps(size=image.shape[1:3])
         else:
             std = decoded_std(vae, uncertainty, image, tile)
-        values = normalise_map(std, per_image)
+        of_clips = uncertainty.by_clip(std)
+        values = normalise_map(of_clips, per_image).flatten(0, 1)
         heat_map, overlay = colour_map(values, colours), overlay_map(image, values.to(image.device), opacity, colours)
         if colour_bar:
-            heat_map = with_colour_bars(heat_map, map_tops(std, per_image), colours)
-        captions = [f"{i}: {words}" for i, words in enumerate(uncertainty.captions())]
-        rows = sheet([image, heat_map, overlay], captions)
+            tops = map_tops(of_clips, per_image).repeat_interleave(uncertainty.frames)
+            heat_map = with_colour_bars(heat_map, tops, colours)
+        rows = drawn_rows(uncertainty, [image, heat_map, overlay])
         std_image = std[..., None].expand(-1, -1, -1, 3)
         return io.NodeOutput(heat_map, overlay, values, std, std_image, rows)

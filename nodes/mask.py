@@ -1,13 +1,15 @@
-"""Uncertainty as inpainting masks."""
+"""Uncertainty as inpainting masks, also set in a latent."""
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
-from ..bayesdiff_core.reading import masks
+from ..bayesdiff_core.reading import clip_masks, masks
 from ..bayesdiff_core.reading.maps import normalise_map
 from ..host.compat import ADVANCED, search_words
-from .inputs import CATEGORY, UncertaintyType, nothing_to_read
+from ..host.latents import check_same_batch, masked
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read, span_inputs
 
 AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
 
@@ -20,7 +22,7 @@ class UncertaintyToMask(io.ComfyNode):
             display_name="Uncertainty to Mask (BayesDiff)",
             category=CATEGORY,
             **search_words("confidence mask", "inpaint mask", "fault mask"),
-            description="Masks the part of each image that the model is least sure of, ready for inpainting.",
+            description="Masks the part of each image or clip that the model is least sure of, ready for inpainting.",
             inputs=[
                 UncertaintyType.Input("uncertainty", tooltip="From any sampler (BayesDiff)."),
                 io.Float.Input(
@@ -30,7 +32,8 @@ class UncertaintyToMask(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Share of the image to mask, before growing. For 'area share', and for 'quantile of the "
-                    "batch', where it is the share of all images together.",
+                    "batch', where it is the share of all images together. Of a clip, the share of all "
+                    "frames of its span.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels to widen the mask by."),
                 io.Float.Input(
@@ -89,13 +92,34 @@ class UncertaintyToMask(io.ComfyNode):
                 io.Boolean.Input(
                     "invert", default=False, optional=True, tooltip="Mask the rest instead: keep what is uncertain."
                 ),
+                io.Int.Input(
+                    "grow_frames",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    tooltip="Of clips: frames to widen the mask by, before and after.",
+                ),
+                *span_inputs(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Latent to set the mask in, for example from VAE Encode (for Inpainting) or "
+                    "InpaintModelConditioning. Without it, the sampled latent.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
                     "mask",
                     display_name="mask",
-                    tooltip="One mask per image, at the image's size: 1 is to be redrawn.",
-                )
+                    tooltip="One mask per image or frame, at the image's size: 1 is to be redrawn.",
+                ),
+                io.Latent.Output(
+                    "masked_latent",
+                    display_name="latent",
+                    tooltip="The latent with the mask as its noise mask, ready for KSampler. Use it instead of Set "
+                    "Latent Noise Mask with video models: each image and each frame gets its own mask.",
+                ),
             ],
         )
 
@@ -113,10 +137,21 @@ class UncertaintyToMask(io.ComfyNode):
         bounding_box=False,
         soft=False,
         invert=False,
+        grow_frames=0,
+        first_frame=0,
+        last_frame=-1,
+        fade_frames=0,
+        latent=None,
     ) -> io.NodeOutput:
         if nothing := nothing_to_read(cls, uncertainty):
             return nothing
-        std = uncertainty.maps()
+        if latent is None:
+            latent = {"samples": uncertainty.latent}
+        else:
+            check_same_batch(latent, uncertainty)
+        inside = clip_masks.span(uncertainty.frames, first_frame, last_frame)
+        whole = uncertainty.by_clip(uncertainty.maps())
+        std = whole[:, inside.bool()]
         if threshold == AREA:
             mask = masks.most_uncertain_area(std, area)
         elif threshold == BATCH:
@@ -125,14 +160,19 @@ class UncertaintyToMask(io.ComfyNode):
             mask = masks.above(std, value)
         else:
             mask = masks.otsu(std)
+        mask = torch.zeros_like(whole).index_copy_(1, inside.nonzero().flatten(), mask)
+        mask, inside = mask.flatten(0, 1), inside[:, None, None]
         if fill_holes:
             mask = masks.fill_holes(mask)
         if smallest_island > 1:
             mask = masks.drop_islands(mask, smallest_island)
         if bounding_box:
             mask = masks.bounding_box(mask)
-        mask = masks.grow(mask, grow)
+        mask = clip_masks.grow_over_time(uncertainty.by_clip(masks.grow(mask, grow)), grow_frames) * inside
         if soft:
-            mask = mask * normalise_map(std, per_image=True)
-        mask = masks.blur(mask, blur)
-        return io.NodeOutput(1 - mask if invert else mask)
+            mask = mask * normalise_map(whole, per_image=True)
+        mask = uncertainty.by_clip(masks.blur(mask.flatten(0, 1), blur))
+        if invert:
+            mask = (1 - mask) * inside
+        mask = clip_masks.fade(mask, fade_frames).flatten(0, 1)
+        return io.NodeOutput(mask, masked(latent, mask, uncertainty.grid))

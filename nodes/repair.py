@@ -6,15 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ..bayesdiff_core.estimators.registry import DEFAULT_JUDGE, JUDGES, REDRAW
-from ..bayesdiff_core.reading import masks
+from ..bayesdiff_core.reading import clip_masks, masks
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
-from ..host.latents import check_belongs, check_latent, require_content
+from ..host.latents import check_belongs, check_latent, is_clip, latent_grid, require_content
 from ..host.posterior import posterior_of
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.repair import Attempt, RepairPlan, repair
-from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, head_input, run_inputs, seed_input
+from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, head_input, run_inputs, seed_input, span_inputs
 
 INPAINT, RECTIFY = "inpaint", "rectify"
 
@@ -60,7 +60,7 @@ class Repair(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the image to repair per round, before growing.",
+                    tooltip="Share of the image to repair per round, before growing; of a clip, of all its frames.",
                 ),
                 io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels to widen the mask by."),
                 io.Combo.Input(
@@ -76,6 +76,7 @@ class Repair(io.ComfyNode):
                     tooltip="From the images' sampler, for the first mask. Without it, the finished images are scored "
                     "for that mask.",
                 ),
+                *span_inputs(),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The best of each image."),
@@ -112,12 +113,19 @@ class Repair(io.ComfyNode):
         method,
         head=None,
         uncertainty=None,
+        first_frame=0,
+        last_frame=-1,
+        fade_frames=0,
         **settings,
     ) -> io.NodeOutput:
         check_latent(model, latent_image)
         require_content(latent_image, "repair")
         allowed = latent_image.get("noise_mask")
         masks.require_finite_mask(allowed)
+        samples, of_clips = latent_image["samples"], is_clip(latent_image["samples"])
+        if of_clips:
+            clips = len(samples), samples.shape[2], latent_grid(model)
+            allowed = clip_masks.inside_clips(allowed, *clips, first_frame, last_frame)
         if uncertainty is not None:
             check_belongs(latent_image, uncertainty)
         judge = REDRAW if head is None else JUDGES[quality]
@@ -130,21 +138,25 @@ class Repair(io.ComfyNode):
         plan = RepairPlan(judge, rounds, rectify=method == RECTIFY)
 
         def mask_of(found: Uncertainty) -> torch.Tensor:
-            return masks.repair_mask(found.maps(), area, grow, allowed)
+            if not of_clips:
+                return masks.repair_mask(found.maps(), area, grow, allowed)
+            std = found.by_clip(found.maps())
+            inside = None if allowed is None else clip_masks.fit_frames(allowed, std)
+            return clip_masks.fade(masks.repair_mask(std, area, grow, inside), fade_frames).flatten(0, 1)
 
         best, attempts = repair(latent_image, posterior, RunSettings(**settings), plan, mask_of, uncertainty)
         versions = [latent_image["samples"], *(attempt.samples for attempt in attempts)]
         if not best.unknown:
             best.require_images()
-        nothing = torch.zeros(len(best), *best.image_size())
-        tried = torch.stack([nothing, *(attempt.mask for attempt in attempts)], dim=1).flatten(0, 1)
+        nothing = torch.zeros(len(best) * best.frames, *best.image_size())
+        tried = torch.stack([best.by_clip(mask) for mask in (nothing, *(attempt.mask for attempt in attempts))], dim=1)
         scores = best.scores()
         return io.NodeOutput(
             latent_image | {"samples": best.latent},
             best,
             scores.tolist(),
             by_image(latent_image, versions),
-            tried,
+            tried.flatten(0, 2),
             f"Nothing was repaired. {best.unknown}" if best.unknown else describe(attempts, scores),
         )
 

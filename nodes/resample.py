@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..bayesdiff_core.reading import clip_masks
 from ..bayesdiff_core.reading.masks import require_finite_mask
 from ..host.compat import search_words
 from ..host.latents import check_belongs, check_latent, check_mask
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.resample import Variations, resample
-from .inputs import CATEGORY, UncertaintyType, nothing_to_read, run_inputs, seed_input
+from .inputs import CATEGORY, UncertaintyType, nothing_to_read, run_inputs, seed_input, span_inputs
 
 
 class Resample(io.ComfyNode):
@@ -61,8 +62,10 @@ class Resample(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Vary only inside; the rest stays. Without it, the latent's noise mask is used.",
+                    tooltip="Vary only inside; the rest stays. One mask, one per image, or of clips one per frame. "
+                    "Without it, the latent's noise mask is used.",
                 ),
+                *span_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -86,15 +89,23 @@ class Resample(io.ComfyNode):
         strength,
         include_original,
         mask=None,
+        first_frame=0,
+        last_frame=-1,
+        fade_frames=0,
         **settings,
     ) -> io.NodeOutput:
         check_latent(model, latent_image)
         check_belongs(latent_image, uncertainty)
-        check_mask(mask, len(latent_image["samples"]))
+        check_mask(mask, latent_image["samples"])
         if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         inside = latent_image.get("noise_mask") if mask is None else mask
         require_finite_mask(inside)
+        if uncertainty.frames > 1:
+            clips = len(uncertainty), uncertainty.cells_in_time, uncertainty.grid
+            inside = clip_masks.inside_clips(inside, *clips, first_frame, last_frame)
+            if inside is not None:
+                inside = clip_masks.fade(inside, fade_frames).expand(len(uncertainty), -1, -1, -1).flatten(0, 1)
         wanted = Variations(start_at, variations, strength, seed)
         found = resample(model, RunSettings(**settings), uncertainty, wanted, inside)
         if include_original:

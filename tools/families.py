@@ -143,6 +143,23 @@ FAMILIES = {
              crossattn_emb_channels=16, pos_emb_cls="rope3d", use_adaln_lora=True, adaln_lora_dim=16),
         "final_layer.linear", (1, 16, 1, 8, 8), (7, 16),
     ),
+    "Cosmos": Family(
+        supported.CosmosT2V,
+        dict(max_img_h=16, max_img_w=16, max_frames=16, in_channels=16, out_channels=16, patch_spatial=2,
+             patch_temporal=1, concat_padding_mask=True, model_channels=64, num_blocks=1, num_heads=2,
+             crossattn_emb_channels=16, pos_emb_cls="rope3d", block_x_format="THWBD", affline_emb_norm=True,
+             use_adaln_lora=True, adaln_lora_dim=16, extra_per_block_abs_pos_emb=True,
+             extra_per_block_abs_pos_emb_type="learnable"),
+        "final_layer.linear", (1, 16, 2, 8, 8), (7, 16),
+    ),
+    "Mochi": Family(
+        supported.GenmoMochi,
+        dict(patch_size=2, in_channels=12, hidden_size_x=48, hidden_size_y=32, depth=2, num_heads=2, mlp_ratio_x=256.0,
+             mlp_ratio_y=2.0, learn_sigma=False, qk_norm=True, qkv_bias=False, out_bias=True, attn_drop=0.0,
+             patch_embed_bias=True, posenc_preserve_area=True, timestep_mlp_bias=True, attend_to_padding=False,
+             timestep_scale=1000.0, use_t5=True, t5_feat_dim=16, t5_token_length=7),
+        "final_layer.linear", (1, 12, 2, 8, 8), (7, 16), {"attention_mask": torch.ones(1, 7, dtype=torch.long)},
+    ),
     "Hunyuan-Video": Family(
         supported.HunyuanVideo,
         dict(in_channels=16, out_channels=16, patch_size=[1, 2, 2], vec_in_dim=16, context_in_dim=16, hidden_size=32,

@@ -1,4 +1,4 @@
-"""Plots of scores, and of the uncertainty over sigma.
+"""Plots of scores, and of the uncertainty over sigma and over the frames of clips.
 
 Images are ``(n, height, width, 3)`` in [0, 1], as everywhere.
 """
@@ -119,6 +119,26 @@ def plot_scores(
             y = axes.base + (row + 0.75) * axes.size
             axes.draw.text((x, y), str(image), fill=INK, font=small, anchor="mt")
             ends[row] = x + half
+    return from_pil(axes.image)[None]
+
+
+def plot_over_frames(scores: torch.Tensor, name: str, width: int, height: int) -> torch.Tensor:
+    """Scores of the frames of clips, ``(1, height, width, 3)``: each clip pale with its number, the mean bold.
+
+    Args:
+        scores: ``(n, frames)``. Frames and clips are numbered from 0.
+    """
+    frames, ceiling = scores.shape[1], 1.05 * max(float(scores.max()), torch.finfo(torch.float32).tiny)
+    across = Axis(0, max(frames - 1, 1), "frame")
+    axes = Axes((width, height), f"Uncertainty of each frame: {name}", across, Axis(0, ceiling))
+    axes.x_ticks([tick for tick in nice_ticks(0, frames - 1, 10) if tick == round(tick)])
+    curves = [(str(number), curve, "#9fbfd3", 1) for number, curve in enumerate(scores)]
+    for label, curve, colour, weight in [*curves, ("", scores.mean(0), BLUE, 3)]:
+        points = [(axes.x(frame), axes.y(score)) for frame, score in enumerate(curve.tolist())]
+        axes.draw.line(points, fill=colour, width=weight)
+        if len(curves) > 1:
+            x, y = points[int(curve.argmax())]
+            axes.draw.text((x, y), label, fill=INK, font=axes.font, anchor="rb")
     return from_pil(axes.image)[None]
 
 

@@ -1,4 +1,4 @@
-"""Sheets of images: heat maps with a scale, images side by side with captions, and labelled thumbnails.
+"""Sheets of images: heat maps with a scale, images and clips side by side with captions, and labelled thumbnails.
 
 Images are ``(n, height, width, 3)`` in [0, 1], as everywhere.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from ..reading.maps import colour_map
 from .pillow import INK, font_of, from_pil, nice_ticks, number, text_height, to_pil
 
 SHEET, LARGEST, SMALLEST = 2048, 256, 96  # pixels: width to aim at, longer side of a thumbnail
+FRAMES = 8  # of a clip in a strip
 BACKGROUND, GOOD, BAD = (24, 24, 24), (120, 200, 120), (225, 115, 100)
 
 
@@ -64,23 +66,44 @@ def sheet(columns: list[torch.Tensor], captions: list[str]) -> torch.Tensor:
     return from_pil(image)[None]
 
 
-def contact_sheet(images: torch.Tensor, labels: list[str], good: list[bool]) -> torch.Tensor:
+def strip_frames(frames: int) -> list[int]:
+    """Which frames of a clip a strip shows: the first, the last, and some evenly between."""
+    shown = min(FRAMES, frames)
+    return [round(place * (frames - 1) / max(shown - 1, 1)) for place in range(shown)]
+
+
+def strips(clips: torch.Tensor) -> torch.Tensor:
+    """Frames of each clip side by side, ``(n, h, width, 3)`` of ``(n, frames, height, w, c)``; of one frame, itself."""
+    shown = clips[:, strip_frames(clips.shape[1]), ..., :3]
+    if shown.shape[1] == 1:
+        return shown[:, 0]
+    most = max(shown.shape[2], shown.shape[3]) * shown.shape[1] / SHEET
+    if most > 1:
+        size = round(shown.shape[2] / most), round(shown.shape[3] / most)
+        smaller = F.interpolate(shown.flatten(0, 1).movedim(-1, 1), size=size, mode="area")
+        shown = smaller.movedim(1, -1).unflatten(0, shown.shape[:2])
+    shown = F.pad(shown, (0, 0, 0, 2))  # a dark line after each frame
+    return shown.movedim(1, 2).flatten(2, 3)
+
+
+def contact_sheet(images: torch.Tensor, labels: list[str], good: list[bool], frames: int = 1) -> torch.Tensor:
     """Draw images in rows, each with a label under it.
 
     Args:
         images: ``(n, h, w, c)`` in [0, 1], at least three channels of which three are drawn.
         labels: n of them.
         good: n of them; whether the label is green or red.
+        frames: how many frames of a clip each image shows side by side.
 
     Returns:
         ``(1, height, width, 3)`` in [0, 1].
     """
     count, height, width = images.shape[:3]
-    columns = math.ceil(math.sqrt(count))
-    side = max(SMALLEST, min(LARGEST, SHEET // columns))
+    columns = math.ceil(math.sqrt(count / frames))
+    side = max(SMALLEST, min(LARGEST * frames, SHEET // columns))
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    gap, text = max(4, side // 32), max(10, side // 12)
+    gap, text = max(4, side // frames // 32), max(10, side // frames // 12)
     cell = side + gap, size[1] + text + 2 * gap
     canvas = Image.new("RGB", (columns * cell[0] + gap, math.ceil(count / columns) * cell[1] + gap), BACKGROUND)
     draw, font = ImageDraw.Draw(canvas), font_of(text)

@@ -3,10 +3,11 @@
 ================  ============================================================================
 ``uncertainty``   what a sampler returns with the latent, and the one place that reads it
 ``grid``          pixels and frames of a latent cell
-``scores``        one number per image, also from features of decoded members
+``scores``        one number per image, clip or frame, also from features of decoded members
 ``scale``         where a score lies among those of the model's own images
 ``maps``          heat maps at image size, or measured in pixels
 ``masks``         masks of the least certain part, for inpainting
+``clip_masks``    masks of clips: for each frame or latent frame, and over time
 ``rank``          which images of a batch to keep
 ================  ============================================================================
 """

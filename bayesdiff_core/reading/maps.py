@@ -40,16 +40,18 @@ COLOUR_MAPS = {
 
 
 def resize_map(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bilinear resize of maps ``(n, h, w)`` to ``(n, height, width)``."""
-    return F.interpolate(values[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+    """Bilinear resize of maps ``(n, ..., h, w)`` to ``(n, ..., height, width)``."""
+    planes = values.reshape(-1, 1, *values.shape[-2:])
+    resized = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
+    return resized.reshape(*values.shape[:-2], height, width)
 
 
 def map_tops(values: torch.Tensor, per_image: bool) -> torch.Tensor:
     """The value that becomes 1 in each map, ``(n,)``: the 99.5 % quantile, of the map or of the whole batch.
 
     Args:
-        values: ``(n, h, w)``, not negative.
-        per_image: one scale for each map, or one for the whole batch (then brightness compares images).
+        values: ``(n, h, w)``, or ``(n, frames, h, w)`` of clips, not negative.
+        per_image: one scale for each image or clip, or one for the whole batch (then brightness compares images).
     """
     flat = values.flatten(1)
     if not per_image:
@@ -60,9 +62,9 @@ def map_tops(values: torch.Tensor, per_image: bool) -> torch.Tensor:
 
 
 def normalise_map(values: torch.Tensor, per_image: bool) -> torch.Tensor:
-    """Scale maps ``(n, h, w)`` to [0, 1]: 0 stays 0, :func:`map_tops` becomes 1."""
+    """Scale maps ``(n, ..., h, w)`` to [0, 1]: 0 stays 0, :func:`map_tops` becomes 1."""
     tops = map_tops(values, per_image).clamp(min=torch.finfo(values.dtype).tiny)
-    return (values / tops[:, None, None]).clamp(0, 1)
+    return (values / tops.view(-1, *[1] * (values.ndim - 1))).clamp(0, 1)
 
 
 def colour_map(values: torch.Tensor, colours: str = "inferno") -> torch.Tensor:

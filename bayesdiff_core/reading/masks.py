@@ -1,4 +1,4 @@
-"""Masks of the most uncertain part of an image, for inpainting."""
+"""Masks of the most uncertain part of an image or a clip, for inpainting."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def most_uncertain_area(values: torch.Tensor, area: float) -> torch.Tensor:
     """Hard mask of the ``area`` share of each map with the highest values.
 
     Args:
-        values: ``(n, h, w)``, not negative.
-        area: share of the cells to mark, in (0, 1].
+        values: ``(n, h, w)``, or ``(n, frames, h, w)`` of clips, not negative.
+        area: share of the cells to mark, in (0, 1]; of a clip, of all its frames together.
 
     Returns:
-        ``(n, h, w)`` of zeros and ones; ``ceil(area * h * w)`` ones each, or fewer: a cell of no uncertainty is never
+        zeros and ones of that shape; ``ceil(area * h * w)`` ones each, or fewer: a cell of no uncertainty is never
         marked, so a map of zeros has an empty mask.
     """
     flat = values.flatten(1)
@@ -48,7 +48,7 @@ def most_uncertain_of_batch(values: torch.Tensor, area: float) -> torch.Tensor:
 
 
 def above(values: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Hard mask of what exceeds a value, ``(n, h, w)``."""
+    """Hard mask of what exceeds a value, of the shape of the maps."""
     return (values > threshold).to(values.dtype)
 
 
@@ -58,7 +58,7 @@ def otsu(values: torch.Tensor, bins: int = 256) -> torch.Tensor:
     A map of one value has no two classes and an empty mask.
 
     Args:
-        values: ``(n, h, w)``.
+        values: ``(n, h, w)``, or ``(n, frames, h, w)`` of clips.
     """
     masks = []
     for image in values.float().cpu():
@@ -149,11 +149,12 @@ def repair_mask(values: torch.Tensor, area: float, pixels: int, allowed: torch.T
     """What to repair: the ``area`` share of each map with the highest values, grown by ``pixels``.
 
     Args:
-        values: ``(n, height, width)``, not negative.
-        allowed: ``(..., h, w)``, a mask that the repair stays inside.
+        values: ``(n, height, width)``, or ``(n, frames, height, width)`` of clips, not negative.
+        allowed: of images ``(..., h, w)``, of clips of the shape of ``values``: a mask that the repair stays inside.
     """
     if allowed is not None:
-        allowed = fit_mask(allowed, *values.shape)
+        allowed = fit_mask(allowed, *values.shape) if values.ndim == 3 else allowed
         values = values * allowed
-    mask = grow(most_uncertain_area(values, area), pixels)
+    mask = most_uncertain_area(values, area)
+    mask = grow(mask.flatten(0, -3), pixels).reshape(mask.shape)
     return mask if allowed is None else mask * allowed

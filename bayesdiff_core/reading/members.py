@@ -76,8 +76,7 @@ def moderated(deviations: torch.Tensor, latent: torch.Tensor, before: Uncertaint
     covariates, learned = log_gradient(latent), None
     if is_enlarged(before.variance.shape, latent.shape):
         cells = before.variance.mean(1).clamp(min=0)
-        learned = log_of(resize_map(cells.flatten(1, -3) if cells.ndim > 3 else cells, *latent.shape[-2:]))
-        learned = learned.reshape(latent[:, 0].shape)
+        learned = log_of(resize_map(cells, *latent.shape[-2:]))
         covariates = torch.cat([covariates, learned[None]])
     found = moderate(squares, len(deviations) * effective_channels(deviations), covariates, learned)
     wanted = mean_std(before.variance) / mean_std(before.deviations[: len(deviations)].float().square().mean(0))

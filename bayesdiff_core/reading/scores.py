@@ -1,9 +1,9 @@
-"""One number per image: which of a batch the model is least sure of.
+"""One number per image or clip: which of a batch the model is least sure of.
 
-Every function of :data:`SCORES` takes variance and latent ``(n, c, ..., h, w)`` and a mask ``(n or 1, height, width)``
-that restricts it to a part of each image, or None. It returns ``(n,)``; higher is less certain. A latent cell is inside
-a mask if the mask covers at least half as much of it as of the cell that it covers most, so that a mask finer than a
-cell still has an inside.
+Every function of :data:`SCORES` takes variance and latent ``(n, c, ..., h, w)`` and a mask that restricts it to a part
+of each image, or None: ``(n or 1, height, width)`` or, for ``t`` latent frames, ``(n or 1, 1 or t, height, width)``.
+It returns ``(n,)``; higher is less certain. A latent cell is inside a mask if the mask covers at least half as much of
+it as of the cell of its image or clip that it covers most, so that a mask finer than a cell still has an inside.
 
 Which of them finds bad images is a question for measurements; :data:`DEFAULT` is what the samplers return.
 """
@@ -25,30 +25,35 @@ from .rank import rank
 Score = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def inside_cells(mask: Tensor | None, images: int, height: int, width: int) -> Tensor:
-    """Which latent cells of each image a mask selects, ``(images, height, width)``, all without a mask.
+def inside_cells(mask: Tensor | None, images: int, *size: int) -> Tensor:
+    """Which latent cells of each image or clip a mask selects, ``(images, *size)``, all without a mask.
+
+    Args:
+        size: ``h, w`` or, of clips, ``t, h, w``.
 
     Raises:
         ValueError: the mask is empty in an image or holds NaN or infinity, or there are neither one nor as many masks
             as images.
     """
     if mask is None:
-        return torch.ones(images, height, width, dtype=torch.bool)
-    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+        return torch.ones(images, *size, dtype=torch.bool)
+    frames = mask.shape[1] if mask.ndim == 4 and size[:-2] else 1
+    mask = mask.reshape(-1, frames, *mask.shape[-2:]).float().cpu()
     if len(mask) not in (1, images):
         raise ValueError(
             f"Expected one mask, or one for each of the {images} images, got {len(mask)}; give as many masks as "
             "there are images."
         )
     require_finite_mask(mask)
-    covered = F.adaptive_avg_pool2d(mask[:, None], (height, width))[:, 0]
-    most = covered.amax((1, 2), keepdim=True)
+    covered = F.adaptive_avg_pool2d(mask, (size[-2], size[-1]))
+    most = covered.amax((1, 2, 3), keepdim=True)
     if empty := [str(i) for i in (most <= 0).flatten().nonzero().flatten().tolist()]:
         raise ValueError(
             f"Expected a mask that marks some part of every image, got an empty one (number {', '.join(empty)}, "
             "numbered from 0); mark a part, or disconnect the mask to score whole images."
         )
-    return (covered >= most / 2).expand(images, height, width)
+    inside = covered >= most / 2
+    return (inside if len(size) > 2 else inside[:, 0]).expand(images, *size)
 
 
 SCORES: dict[str, Score] = {}
@@ -59,14 +64,14 @@ def score(name: str) -> Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], S
     """Make a score of an image one of a batch, and name it in :data:`SCORES`, which the nodes list.
 
     The decorated function takes variance and latent of one image, ``(channels, ..., height, width)``, and its inside,
-    ``(height, width)``.
+    ``(..., height, width)``.
     """
 
     def named(of_image: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Score:
         @functools.wraps(of_image)
         def of_batch(variance: Tensor, latent: Tensor, mask: Tensor | None = None) -> Tensor:
             variance, latent = variance.float().cpu(), latent.float().cpu()
-            inside = inside_cells(mask, len(variance), *variance.shape[-2:])
+            inside = inside_cells(mask, len(variance), *variance.shape[2:])
             return torch.stack([of_image(*image) for image in zip(variance, latent, inside)])
 
         SCORES[name] = of_batch
@@ -116,10 +121,10 @@ def patch_maximum(variance: Tensor, latent: Tensor, inside: Tensor) -> Tensor:
 
     Squares that reach outside count by their inside, if that is at least half as large as the largest found.
     """
-    std, size = cell_std(variance).reshape(-1, 1, *inside.shape), max(1, min(inside.shape) // 8)
-    share = F.avg_pool2d(inside.float()[None, None], size, stride=1)
+    inside, size = inside.reshape(-1, 1, *inside.shape[-2:]), max(1, min(inside.shape[-2:]) // 8)
+    std, share = cell_std(variance).reshape(inside.shape), F.avg_pool2d(inside.float(), size, stride=1)
     means = F.avg_pool2d(std * inside, size, stride=1) / share
-    return means[(share >= share.max() / 2).expand_as(means)].max()
+    return means[share >= share.max() / 2].max()
 
 
 @score("content-normalised")
@@ -129,14 +134,30 @@ def content_normalised(variance: Tensor, latent: Tensor, inside: Tensor) -> Tens
     The gradient is the root of the local gradient energy of the latent, averaged over 3 by 3 cells. It ranks images
     as the median of std / gradient does, and needs no floor where the image is flat.
     """
-    latent = latent.reshape(len(latent), -1, *inside.shape)
+    latent = latent.reshape(len(latent), -1, *inside.shape[-2:])
     padded = F.pad(latent, (0, 1, 0, 1), mode="replicate")
     right, down = padded[..., :-1, 1:] - latent, padded[..., 1:, :-1] - latent
     energy = (right.square() + down.square()).mean(0)[:, None]
     gradient = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False).sqrt()
     std = cell_std(variance).reshape_as(gradient)
     share = std / (std + gradient).clamp(min=torch.finfo(std.dtype).tiny)
-    return share[..., inside].quantile(0.5)
+    return share.reshape(inside.shape)[inside].quantile(0.5)
+
+
+def score_frames(name: str, variance: Tensor, latent: Tensor, mask: Tensor | None = None) -> Tensor:
+    """One score per latent frame of clips, ``(n, t)``; NaN for frames of which the mask selects nothing.
+
+    Args:
+        variance, latent: ``(n, c, t, h, w)``.
+        mask: ``(n or 1, 1 or t, height, width)``.
+    """
+    inside = inside_cells(mask, len(variance), *variance.shape[2:])
+    found = torch.full((len(variance), variance.shape[2]), math.nan)
+    for frame, cells in enumerate(inside.unbind(1)):
+        some = cells.flatten(1).any(1)
+        if some.any():
+            found[some, frame] = SCORES[name](variance[some, :, frame], latent[some, :, frame], cells[some])
+    return found
 
 
 def feature_disagreement(features: Tensor) -> Tensor:

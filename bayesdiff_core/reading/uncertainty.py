@@ -7,10 +7,11 @@ import dataclasses
 import torch
 
 from ..estimators.past import Handover
+from .clip_masks import frame_masks
 from .grid import LatentGrid
 from .maps import resize_map
 from .scale import ScoreScale
-from .scores import DEFAULT, SCORES
+from .scores import DEFAULT, SCORES, score_frames
 
 
 def std_of(variance: torch.Tensor) -> torch.Tensor:
@@ -28,9 +29,10 @@ def require_finite(variance: torch.Tensor) -> None:
         ValueError: it does; the sentence says in which images.
     """
     if bad := [i for i, finite in enumerate(variance.isfinite().flatten(1).all(1).tolist()) if not finite]:
+        kind = "clips" if variance.ndim == 5 and variance.shape[2] > 1 else "images"
         raise ValueError(
-            f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} images (the first is "
-            f"number {bad[0]}, numbered from 0); check whether the images themselves are blank, and sample in a wider "
+            f"Expected finite variances, got NaN or infinity in {len(bad)} of {len(variance)} {kind} (the first is "
+            f"number {bad[0]}, numbered from 0); check whether the {kind} themselves are blank, and sample in a wider "
             "number format, for example --force-fp32."
         )
 
@@ -94,8 +96,22 @@ class Uncertainty:
     handover: Handover = Handover()
 
     def __len__(self) -> int:
-        """How many images."""
+        """How many images or clips."""
         return len(self.variance)
+
+    @property
+    def cells_in_time(self) -> int:
+        """Latent frames of each clip; 1 of images."""
+        return self.variance.shape[2] if self.variance.ndim == 5 else 1
+
+    @property
+    def frames(self) -> int:
+        """Frames of each decoded clip; 1 of images."""
+        return self.grid.frames_of(self.cells_in_time)
+
+    def by_clip(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames of all clips, clip after clip as a VAE decodes them ``(n * frames, ...)``, as ``(n, frames, ...)``."""
+        return frames.unflatten(0, (len(self), -1))
 
     # ------------------------------------------------------------ what can be read
 
@@ -108,20 +124,17 @@ class Uncertainty:
         """Refuse what maps, masks and scores of a region cannot read.
 
         Raises:
-            ValueError: something is unknown, the latent is not a batch of images, or a variance is no finite number.
+            ValueError: something is unknown, the latent is no batch of images or clips, or a variance is no finite
+                number.
         """
         if self.unknown:
             raise ValueError(self.unknown)
         shape = tuple(self.variance.shape)
-        if len(shape) == 5 and shape[2] > 1:
-            raise ValueError(
-                f"Expected the uncertainty of images, got that of a clip of {self.grid.frames_of(shape[2])} frames "
-                f"(latent shape {shape}); sample a single frame, maps of video are not supported yet."
-            )
         if len(shape) not in (4, 5):
             raise ValueError(
-                f"Expected the uncertainty of image latents (batch, channels, height, width), got shape {shape}; "
-                "connect the uncertainty of an image model."
+                "Expected the uncertainty of latents of images (batch, channels, height, width) or of clips (batch, "
+                f"channels, frames, height, width), got shape {shape}; connect the uncertainty of an image or video "
+                "model."
             )
         require_finite(self.variance)
 
@@ -130,12 +143,14 @@ class Uncertainty:
     def std_map(self) -> torch.Tensor:
         """Standard deviation of each latent cell, ``(n, h, w)``: root of the variance averaged over channels.
 
+        Of clips ``(n, t, h, w)``.
+
         Raises:
             ValueError: see :meth:`require_images`.
         """
         self.require_images()
         # An image of a family that also makes video has one frame.
-        return std_of(self.variance if self.variance.ndim == 4 else self.variance[:, :, 0])
+        return std_of(self.variance[:, :, 0] if self.variance.ndim == 5 and self.frames == 1 else self.variance)
 
     def image_size(self) -> tuple[int, int]:
         """Height and width of the decoded images in pixels."""
@@ -144,16 +159,41 @@ class Uncertainty:
     def maps(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The map of standard deviations at a size in pixels, by default that of the images: ``(n, height, width)``.
 
+        Of clips a map for each frame, that of its latent frame, clip after clip: ``(n * frames, height, width)``.
+
         Raises:
             ValueError: see :meth:`require_images`.
         """
-        return resize_map(self.std_map(), *(size or self.image_size()))
+        std = resize_map(self.std_map(), *(size or self.image_size()))
+        return std if std.ndim == 3 else std[:, self.grid.cells_of(self.frames)].flatten(0, 1)
 
     # ------------------------------------------------------------ numbers
 
     def scores(self, name: str = "", mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One score per image, ``(n,)``, one of :data:`~.scores.SCORES`, its own by default. Higher is less certain."""
-        return SCORES[name or self.score](self.variance, self.latent, mask)
+        """One score per image or clip, ``(n,)``, by default :attr:`score`. Higher is less certain.
+
+        Args:
+            name: one of :data:`~.scores.SCORES`.
+            mask: see :func:`~.clip_masks.frame_masks`.
+        """
+        return SCORES[name or self.score](self.variance, self.latent, self.mask_of_cells(mask))
+
+    def frame_scores(self, name: str = "", mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One score per frame, ``(n, frames)``, the same for frames of one latent frame. Images have one frame.
+
+        NaN for frames of which the mask selects nothing.
+        """
+        if self.frames == 1:
+            return self.scores(name, mask)[:, None]
+        scores = score_frames(name or self.score, self.variance, self.latent, self.mask_of_cells(mask))
+        return scores[:, self.grid.cells_of(self.frames)]
+
+    def mask_of_cells(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """How much of each latent frame a mask covers, ``(1 or n, 1 or t, height, width)``; of images the mask."""
+        if mask is None or self.frames == 1:
+            return mask
+        frames = frame_masks(mask, len(self), self.cells_in_time, self.grid)
+        return frames if frames.shape[1] == 1 else self.grid.by_cell(frames).mean(2)
 
     def percentiles(self, name: str = "") -> torch.Tensor | None:
         """How many in a hundred of the model's own images each image is less certain than, ``(n,)``.

@@ -23,7 +23,7 @@ from .finished import uncertainty_of_finished
 from .redraw import redraw as draw_again
 from .resample import RESAMPLING, finish, redraw
 
-# What to redraw, ``(n, height, width)``, by an uncertainty.
+# What to redraw, ``(n, height, width)`` or of clips a mask for each frame, clip after clip, by an uncertainty.
 MaskOf = Callable[[Uncertainty], torch.Tensor]
 
 
@@ -33,7 +33,7 @@ class Attempt:
 
     Attributes:
         samples: ``(n, ...)``, the repaired images.
-        mask: ``(n, height, width)``, what was redrawn.
+        mask: ``(n, height, width)``, what was redrawn; of clips a mask for each frame, clip after clip.
         before, after: scores ``(n,)`` of the best so far and of the repaired.
     """
 
@@ -123,7 +123,7 @@ class Inpaint:
     save_at = DEFAULT_POINTS
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
-        masked = {"samples": best.latent, "noise_mask": host_mask(mask, best.latent)}
+        masked = {"samples": best.latent, "noise_mask": host_mask(mask, best.latent, best.grid)}
         return self.settings.sample(model, latent | masked, seed)
 
 
@@ -153,6 +153,6 @@ class Rectify:
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
         moment = nearest_moment(best, self.sigma)
-        mask = host_mask(mask, best.latent)
+        mask = host_mask(mask, best.latent, best.grid)
         noisy = redraw(moment, 1.0, torch.Generator().manual_seed(seed ^ RESAMPLING), mask)
         return {"samples": finish(model, self.settings, noisy, best.latent, self.step, seed, mask)}

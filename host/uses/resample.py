@@ -115,12 +115,12 @@ def resample(
     """Variations of images: each is drawn from the estimated distribution at a point of its trajectory.
 
     Args:
-        mask: a noise mask of the host's. Outside it the images stay as they are.
+        mask: of images or frames, see :func:`~..latents.host_mask`. Outside it they stay as they are.
 
     Returns:
         ``variations.count`` latents of the batch's shape.
     """
-    mask = None if mask is None else host_mask(mask, uncertainty.latent)
+    mask = None if mask is None else host_mask(mask, uncertainty.latent, uncertainty.grid)
     point = find_point(model, settings, uncertainty, variations.share)
     generator = torch.Generator().manual_seed(variations.seed ^ RESAMPLING)
     progress, found = Progress(model), []

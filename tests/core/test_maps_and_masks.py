@@ -32,14 +32,6 @@ def test_map_and_score_of_known_variances():
     assert result.scores().tolist() == [0.0, pytest.approx((1 + 2 + 3 + 4) / 16)]
 
 
-def test_video_latents_are_refused_with_a_sentence():
-    sentence = r"Expected the uncertainty of images, got that of a clip of 9 frames \(latent shape \(1, 16, 3, 4, 4\)\)"
-    with pytest.raises(ValueError, match=sentence):
-        uncertainty(torch.ones(1, 16, 3, 4, 4)).std_map()
-    with pytest.raises(ValueError, match=r"Expected the uncertainty of image latents .* got shape \(1, 16, 4\)"):
-        uncertainty(torch.ones(1, 16, 4)).maps()
-
-
 def test_normalising_each_image_or_the_batch():
     values = torch.stack([torch.full((10, 10), 1.0), torch.full((10, 10), 4.0)])
     assert torch.equal(normalise_map(values, per_image=True), torch.ones(2, 10, 10))

@@ -35,7 +35,6 @@ def test_a_head_is_fitted_and_the_latent_stays_the_stock_samplers(setup):
         assert torch.equal(latent["samples"], expected)
         assert uncertainty.variance.shape == expected.shape and torch.isfinite(uncertainty.variance).all()
         assert (uncertainty.variance.flatten(1).mean(1) > 0).all() and len(scores) == len(expected)
-        if expected.ndim == 4 or expected.shape[2] == 1:
-            mask = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0)[0]
-            side = setup.downscale * expected.shape[-1]
-            assert mask.shape == (len(expected), side, side) and 0.15 < mask.mean() < 0.25
+        mask = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0)[0]
+        side = setup.downscale * expected.shape[-1]
+        assert mask.shape == (len(expected) * uncertainty.frames, side, side) and 0.15 < mask.mean() < 0.25

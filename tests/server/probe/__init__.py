@@ -1,4 +1,4 @@
-"""A pack for tests: its one node writes what reaches it to a file, so that a test sees the numbers behind a graph."""
+"""A pack for tests: a node that writes what reaches it to a file, and one that stands for a large text encoder."""
 
 import os
 
@@ -35,4 +35,20 @@ class Probe:
         return {}
 
 
-NODE_CLASS_MAPPINGS = {"Probe": Probe}
+class Prompt:
+    """A CONDITIONING of a width, for models whose text encoder is too large for tests."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"width": ("INT", {"default": 4096, "max": 65536}), "seed": ("INT", {"default": 0})}}
+
+    def make(self, width, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return ([[torch.randn(1, 7, width, generator=generator), {}]],)
+
+
+NODE_CLASS_MAPPINGS = {"Probe": Probe, "Prompt": Prompt}
