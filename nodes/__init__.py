@@ -13,6 +13,7 @@ from .repair import Repair
 from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
+from .viewer import UncertaintyViewer
 
 NODES = [
     FitLaplaceHead,
@@ -30,6 +31,7 @@ NODES = [
     UncertaintyToMask,
     UncertaintyScore,
     UncertaintyPlot,
+    UncertaintyViewer,
     FilterByUncertainty,
     DemoModel,
 ]

@@ -23,18 +23,10 @@ PROMPTS = {"positive", "negative"}
 MISSING = "Expected the input {} for the output {}, got nothing there; connect it."
 
 
-def side_outputs(side: str) -> list[io.Output]:
+def side_output(side: str, kind: str) -> io.Output:
+    """The output of one kind of batch of the kept or of the dropped."""
     tooltip = f"The {side}, in the same order in every output. Nodes fed by an empty output do not run."
-    scores = io.Float.Output(
-        f"{side}_scores", display_name=f"{side} scores", is_output_list=True, tooltip=f"Scores of the {side}."
-    )
-    return [
-        *(
-            socket.Output(f"{side}_{kind}", display_name=f"{side} {kind}", tooltip=tooltip)
-            for kind, socket in BATCHES.items()
-        ),
-        scores,
-    ]
+    return BATCHES[kind].Output(f"{side}_{kind}", display_name=f"{side} {kind}", tooltip=tooltip)
 
 
 def one_batch(kind: str, parts: list):

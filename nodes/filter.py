@@ -11,7 +11,7 @@ from ..bayesdiff_core.reading import rank
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
 from ..host.conditioning import Copies
-from .batches import BATCHES, MISSING, PROMPTS, aligned, describe, one_batch, one_prompt_each, side_outputs, split_off
+from .batches import BATCHES, MISSING, PROMPTS, aligned, describe, one_batch, one_prompt_each, side_output, split_off
 from .inputs import CATEGORY, UncertaintyType
 
 KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
@@ -22,6 +22,13 @@ KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD = (
 )
 RULES = [KEEP_BEST, DROP_FRACTION, DROP_OUTLIERS, THRESHOLD]
 BEST_FIRST, AS_BEFORE = "best first", "as in the batch"
+
+
+def side_outputs(side: str) -> list[io.Output]:
+    scores = io.Float.Output(
+        f"{side}_scores", display_name=f"{side} scores", is_output_list=True, tooltip=f"Scores of the {side}."
+    )
+    return [*(side_output(side, kind) for kind in BATCHES), scores]
 
 
 class FilterByUncertainty(io.ComfyNode):

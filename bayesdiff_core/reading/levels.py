@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from .uncertainty import Uncertainty
+
 MOST = 65535
 # The percentiles are known in these steps of one percent.
 TENTHS = 10
@@ -23,25 +25,35 @@ class Levels:
     Attributes:
         cells: ``(n, h, w)`` of int64, 0 to :data:`MOST`.
         top: the standard deviation of the level :data:`MOST`.
+        known: ``(n,)`` of bool; where it is false, nothing is known of the image, and its cells mean nothing.
     """
 
     cells: torch.Tensor
     top: float
+    known: torch.Tensor
 
     @classmethod
-    def of(cls, std: torch.Tensor) -> Levels:
-        """The levels of maps ``(n, h, w)``, not negative and finite."""
-        top = float(std.max())
-        cells = torch.zeros(std.shape, dtype=torch.int64)
-        if top > 0:
-            cells = (std.double().cpu() / top * MOST).round().long()
-        return cls(cells, top)
+    def of(cls, uncertainty: Uncertainty) -> Levels:
+        """The levels of the maps of all images of which something is known.
+
+        Raises:
+            ValueError: it is not the uncertainty of images.
+        """
+        known = uncertainty.variance.isfinite().flatten(1).all(1).cpu()
+        cells = torch.zeros(len(known), *uncertainty.variance.shape[-2:], dtype=torch.int64)
+        top = 0.0
+        if known.any():
+            std = uncertainty.select(known.nonzero().flatten()).std_map().double().cpu()
+            top = float(std.max())
+            if top > 0:
+                cells[known] = (std / top * MOST).round().long()
+        return cls(cells, top, known)
 
     def percentiles(self) -> list[int]:
-        """The levels below which 0, 0.1, ... 100 percent of the cells of all maps lie, 1001 numbers."""
-        at_most = torch.bincount(self.cells.flatten(), minlength=MOST + 1).cumsum(0)
-        steps = 100 * TENTHS
-        places = torch.arange(steps + 1) * (self.cells.numel() - 1) // steps
+        """The levels below which 0, 0.1, ... 100 percent of the cells of all known maps lie, 1001 numbers."""
+        cells, steps = self.cells[self.known].flatten(), 100 * TENTHS
+        at_most = torch.bincount(cells, minlength=MOST + 1).cumsum(0)
+        places = torch.arange(steps + 1) * max(len(cells) - 1, 0) // steps
         return torch.searchsorted(at_most, places, right=True).tolist()
 
 

@@ -1,0 +1,77 @@
+/** The panel of the node Uncertainty Viewer, as an extension of ComfyUI's page. */
+
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { Panel } from './viewer/panel.js'
+import { Settings } from './viewer/settings.js'
+import { speaker } from './viewer/words.js'
+
+const NODE = 'BayesDiffUncertaintyViewer'
+const UI = 'bayesdiff_viewer'
+const SIZE = [480, 860]
+const LEAST_HEIGHT = 520
+/** @type {WeakMap<object, Panel>} */
+const panels = new WeakMap()
+
+const address = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`)
+
+const host = {
+  address,
+  async fetch(file) {
+    const answer = await api.fetchApi(`/view?${new URLSearchParams(file)}`)
+    if (!answer.ok) throw new Error(answer.statusText)
+    return answer.arrayBuffer()
+  },
+  run: () => app.queuePrompt(0, 1),
+}
+
+function locale() {
+  return String(app.extensionManager?.setting?.get('Comfy.Locale') ?? navigator.language)
+}
+
+/** The node's outputs as the page keeps them, shown. */
+function show(node, output) {
+  const [batch] = output?.[UI] ?? []
+  if (batch) panels.get(node)?.fill(batch)
+}
+
+function attach(node) {
+  let panel = null
+  const settings = new Settings(node, app, () => panel?.update())
+  panel = new Panel(speaker(locale()), settings, host)
+  panels.set(node, panel)
+  const widget = node.addDOMWidget('viewer', 'BAYESDIFF_VIEWER', panel.element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT,
+  })
+  widget.serialize = false
+  node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])])
+  const executed = node.onExecuted
+  node.onExecuted = function (output) {
+    executed?.apply(this, arguments)
+    show(node, output)
+  }
+  const configured = node.onConfigure
+  node.onConfigure = function () {
+    configured?.apply(this, arguments)
+    panel.update()
+  }
+  // Of a graph that is shown again, the page knows the outputs a little later.
+  setTimeout(() => show(node, app.nodeOutputs?.[node.id]), 0)
+}
+
+app.registerExtension({
+  name: 'BayesDiff.Viewer',
+  setup() {
+    document.head.append(Object.assign(document.createElement('link'), { rel: 'stylesheet', href: new URL('./viewer/style.css', import.meta.url).href }))
+    api.addEventListener('execution_error', ({ detail }) => {
+      const node = app.graph.getNodeById(Number(String(detail.node_id).split(':').at(-1)))
+      if (node && detail.node_type === NODE) panels.get(node)?.tell(detail.exception_message.trim())
+    })
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) attach(node)
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const node of app.graph.nodes) if (panels.has(node)) show(node, outputs[node.id])
+  },
+})

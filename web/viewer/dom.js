@@ -1,0 +1,26 @@
+/**
+ * An element with properties and children; text is only ever set as text, never as HTML.
+ *
+ * @param {string} tag
+ * @param {Record<string, any>} [properties] `on...` are listeners, `aria-...`, `data-...` and `role` attributes
+ * @param {...(Node | string)} children
+ */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag)
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value)
+    else if (/^(aria-|data-|role$|for$|class$)/.test(name)) element.setAttribute(name, value)
+    else element[name] = value
+  }
+  element.append(...children)
+  return element
+}
+
+/** An element's width and height are in its own pixels, those of events in the page's, which the graph's zoom scales. */
+export function placeIn(element, event) {
+  const box = element.getBoundingClientRect()
+  return [
+    ((event.clientX - box.left) / box.width) * element.clientWidth,
+    ((event.clientY - box.top) / box.height) * element.clientHeight,
+  ]
+}
