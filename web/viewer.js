@@ -10,8 +10,8 @@ const NODE = 'BayesDiffUncertaintyViewer'
 const UI = 'bayesdiff_viewer'
 const SIZE = [480, 860]
 const LEAST_HEIGHT = 520
-/** @type {WeakMap<object, Panel>} */
-const panels = new WeakMap()
+/** @type {Map<object, Panel>} */
+const panels = new Map()
 
 const address = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`)
 
@@ -50,28 +50,34 @@ function attach(node) {
     executed?.apply(this, arguments)
     show(node, output)
   }
-  const configured = node.onConfigure
-  node.onConfigure = function () {
-    configured?.apply(this, arguments)
-    panel.update()
+  const removed = node.onRemoved
+  node.onRemoved = function () {
+    removed?.apply(this, arguments)
+    panels.delete(node)
   }
   // Of a graph that is shown again, the page knows the outputs a little later.
-  setTimeout(() => show(node, app.nodeOutputs?.[node.id]), 0)
+  setTimeout(() => {
+    panel.update()
+    show(node, app.nodeOutputs?.[node.id])
+  }, 0)
 }
 
 app.registerExtension({
   name: 'BayesDiff.Viewer',
   setup() {
     document.head.append(Object.assign(document.createElement('link'), { rel: 'stylesheet', href: new URL('./viewer/style.css', import.meta.url).href }))
+    // Values that were undone, or set by another hand.
+    api.addEventListener('graphChanged', () => panels.forEach((panel) => panel.update()))
     api.addEventListener('execution_error', ({ detail }) => {
-      const node = app.graph.getNodeById(Number(String(detail.node_id).split(':').at(-1)))
-      if (node && detail.node_type === NODE) panels.get(node)?.tell(detail.exception_message.trim())
+      if (detail.node_type !== NODE) return
+      const id = String(detail.node_id).split(':').at(-1)
+      for (const [node, panel] of panels) if (String(node.id) === id) panel.tell(detail.exception_message.trim())
     })
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) attach(node)
   },
   onNodeOutputsUpdated(outputs) {
-    for (const node of app.graph.nodes) if (panels.has(node)) show(node, outputs[node.id])
+    for (const node of panels.keys()) show(node, outputs[node.id])
   },
 })

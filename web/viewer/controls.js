@@ -20,7 +20,7 @@ export function lookRow(say, view) {
     title: say('opacity'), oninput: () => view.setOpacity(Number(opacity.value)),
   })
   const button = (text, key, onclick) => make('button', { type: 'button', class: 'bd-small', title: say(key), 'aria-label': say(key), textContent: text, onclick })
-  const element = make('div', { class: 'bd-row' }, make('span', { class: 'bd-label', textContent: say('look') }), layer, opacity,
+  const element = make('div', { class: 'bd-row bd-look' }, make('span', { class: 'bd-label', textContent: say('look') }), layer, opacity,
     button('−', 'zoomOut', () => view.zoomBy(1 / 1.5)), button('+', 'zoomIn', () => view.zoomBy(1.5)), button('⤢', 'fit', () => view.fit()))
 
   function choose(name) {

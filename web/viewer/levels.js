@@ -9,7 +9,8 @@ const TENTHS = 10
 
 /**
  * @typedef {{cells: Uint16Array, rows: number, columns: number}} Levels a map in rows
- * @typedef {{values: Float64Array, height: number, width: number}} Enlarged in units of a level over `unit`
+ * @typedef {{values: Float64Array, levels: Uint16Array, above: Uint32Array, height: number, width: number}} Enlarged
+ *   values in units of a level over `unit`, the whole levels in them, and how many pixels are above each level
  */
 
 /**
@@ -54,6 +55,9 @@ export function enlarge(map, height, width) {
   const down = neighbours(map.rows, height)
   const across = neighbours(map.columns, width)
   const values = new Float64Array(height * width)
+  const levels = new Uint16Array(values.length)
+  const above = new Uint32Array(MOST + 1)
+  const one = unit(height, width)
   const row = new Float64Array(map.columns)
   for (let y = 0, i = 0; y < height; y++) {
     const top = down.first[y] * map.columns
@@ -64,9 +68,12 @@ export function enlarge(map, height, width) {
     for (let x = 0; x < width; x++, i++) {
       const way = across.way[x]
       values[i] = row[across.first[x]] * (2 * width - way) + row[across.second[x]] * way
+      levels[i] = values[i] / one
+      above[levels[i]]++
     }
   }
-  return { values, height, width }
+  for (let level = MOST, sum = 0; level >= 0; level--) [above[level], sum] = [sum, sum + above[level]]
+  return { values, levels, above, height, width }
 }
 
 /** The value of one pixel of a map enlarged to a size, without enlarging all of it. */
@@ -88,19 +95,19 @@ export function valueAt(map, height, width, y, x) {
  * @param {Float64Array} values
  */
 export function kthLargest(values, k) {
-  const BINS = 65536
-  let low = 0
-  let width = 1 + values.reduce((most, value) => (value > most ? value : most), 0)
-  let above = 0 // how many are beyond what is still looked at
+  const BINS = 4096
+  let low = values.reduce((least, value) => (value < least ? value : least), Infinity)
+  let width = 1 - low + values.reduce((most, value) => (value > most ? value : most), 0)
+  let beyond = 0 // how many are above what is still looked at
   while (width > 1) {
     const step = Math.ceil(width / BINS)
     const counts = new Uint32Array(BINS)
     for (let i = 0; i < values.length; i++) {
       const place = values[i] - low
-      if (place >= 0 && place < width) counts[step === 1 ? place : Math.floor(place / step)]++
+      if (place >= 0 && place < width) counts[Math.floor(place / step)]++
     }
     let bin = BINS - 1
-    while (above + counts[bin] < k) above += counts[bin--]
+    while (beyond + counts[bin] < k) beyond += counts[bin--]
     low += bin * step
     width = Math.min(step, width - bin * step)
   }
@@ -113,14 +120,21 @@ export function kthLargest(values, k) {
  * @param {Enlarged} map
  * @returns {Uint8Array}
  */
-export function mostUncertain({ values }, area) {
+export function mostUncertain({ values, levels, above }, area) {
   const mask = new Uint8Array(values.length)
   const count = Math.ceil(area * values.length)
   if (count === 0) return mask
-  const limit = kthLargest(values, count)
-  let left = count
-  for (let i = 0; i < values.length; i++) left -= mask[i] = values[i] > limit ? 1 : 0
-  for (let i = 0; left > 0 && limit > 0; i++) if (values[i] === limit) left -= mask[i] = 1
+  // The level that the last of them lies in, and the pixels of that level.
+  const level = above.findIndex((beyond) => beyond < count)
+  const places = new Uint32Array((level ? above[level - 1] : values.length) - above[level])
+  for (let i = 0, found = 0; i < values.length; i++) {
+    if (levels[i] > level) mask[i] = 1
+    else if (levels[i] === level) places[found++] = i
+  }
+  let left = count - above[level]
+  const limit = kthLargest(Float64Array.from(places, (i) => values[i]), left)
+  for (const i of places) left -= mask[i] = values[i] > limit ? 1 : 0
+  for (const i of places) if (left > 0 && limit > 0 && values[i] === limit) left -= mask[i] = 1
   return mask
 }
 

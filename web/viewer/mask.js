@@ -3,8 +3,21 @@
 import { abovePercentile, aboveStd, enlarge, mostUncertain } from './levels.js'
 import { blur, grow, share } from './shapes.js'
 
-/** Up to so many pixels the shown mask is the node's own. */
-const MOST_PIXELS = 2 ** 21
+/** Up to so many pixels, and so many products of a blur, the shown mask is the node's own. */
+const MOST_PIXELS = 2 ** 20
+const MOST_PRODUCTS = 2 ** 24
+
+/**
+ * How much smaller than the image a mask is drafted, so that it follows a slider.
+ *
+ * @param {[number, number]} size height and width of the image
+ * @param {number} sigma of the blur
+ */
+export function draftScale([height, width], sigma) {
+  const pixels = height * width
+  const products = 2 * pixels * (sigma ? 6 * sigma + 1 : 0)
+  return Math.min(1, Math.sqrt(MOST_PIXELS / pixels), products ? Math.cbrt(MOST_PRODUCTS / products) : 1)
+}
 
 /**
  * The map that masks of an image are made of.
@@ -12,10 +25,9 @@ const MOST_PIXELS = 2 ** 21
  * @param {import('./levels.js').Levels} map
  * @param {[number, number]} size height and width of the image
  */
-export function ground(map, [height, width]) {
-  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (height * width)))
-  const small = [height, width].map((side) => Math.max(1, Math.round(side * scale)))
-  return { ...enlarge(map, small[0], small[1]), scale }
+export function ground(map, size, scale = 1) {
+  const [height, width] = size.map((side) => Math.max(1, Math.round(side * scale)))
+  return { ...enlarge(map, height, width), scale }
 }
 
 /**

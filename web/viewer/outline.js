@@ -15,20 +15,23 @@ export function drawOutline(image, mask, box, thick) {
   pixels.fill(0)
   const columns = places(image.width, box.left, box.width, mask.width)
   const rows = places(image.height, box.top, box.height, mask.height)
-  const at = (y, x) => (rows[y] < 0 || columns[x] < 0 ? 0 : mask.mask[rows[y] * mask.width + columns[x]])
+  const shades = Uint32Array.from({ length: 256 }, (_, value) => Math.round((SHADE * (255 - value)) / 255) << 24)
   const inside = new Uint8Array(pixels.length)
-  for (let y = 0, i = 0; y < image.height; y++) {
-    for (let x = 0; x < image.width; x++, i++) {
-      if (rows[y] < 0 || columns[x] < 0) continue
-      const value = at(y, x)
+  const { width, height } = image
+  for (let y = 0, i = 0; y < height; y++) {
+    const row = rows[y] * mask.width
+    for (let x = 0; x < width; x++, i++) {
+      if (row < 0 || columns[x] < 0) continue
+      const value = mask.mask[row + columns[x]]
       inside[i] = value >= 0.5 ? 1 : 0
-      pixels[i] = Math.round(SHADE * (1 - value)) << 24
+      pixels[i] = shades[(255 * value) | 0]
     }
   }
-  for (let y = 0, i = 0; y < image.height; y++) {
-    for (let x = 0; x < image.width; x++, i++) {
-      if (x + 1 < image.width && inside[i] !== inside[i + 1]) line(pixels, inside, image, y, x, 0, 1, thick)
-      if (y + 1 < image.height && inside[i] !== inside[i + image.width]) line(pixels, inside, image, y, x, 1, 0, thick)
+  for (let y = 0, i = 0; y < height; y++) {
+    const below = y + 1 < height ? width : 0
+    for (let x = 0; x < width; x++, i++) {
+      if (inside[i] !== inside[i + 1] && x + 1 < width) line(pixels, inside, image, y, x, 0, 1, thick)
+      if (inside[i] !== inside[i + below]) line(pixels, inside, image, y, x, 1, 0, thick)
     }
   }
 }

@@ -4,7 +4,7 @@ import { chosen, inverted, toggled, write } from './choice.js'
 import { choiceRow, lookRow, maskRow } from './controls.js'
 import { make } from './dom.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
-import { ground, maskOf } from './mask.js'
+import { draftScale, ground, maskOf } from './mask.js'
 import { Strip } from './strip.js'
 import { View } from './view.js'
 
@@ -35,9 +35,9 @@ export class Panel {
     this.look = lookRow(say, this.view)
     this.mask = maskRow(say, settings)
     this.choice = choiceRow(say, {
-      all: () => this.#choose(new Set(this.batch.order)),
-      none: () => this.#choose(new Set()),
-      invert: () => this.#choose(inverted(this.kept, this.batch.order.length)),
+      all: () => settings.choose('all', this.#name(this.batch)),
+      none: () => settings.choose('none', this.#name(this.batch)),
+      invert: () => this.batch && this.#choose(inverted(this.kept, this.batch.order.length)),
       surest: (count) => {
         settings.set('keep', count)
         settings.choose('', '')
@@ -49,10 +49,11 @@ export class Panel {
     this.keep = make('button', { type: 'button', class: 'bd-keep', title: say('toggle'), onclick: () => this.toggle(this.place) })
     this.reading = make('div', { class: 'bd-reading', textContent: say('hint') })
     this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
-    this.body = make('div', { class: 'bd-body', hidden: true },
+    this.body = make('div', { class: 'bd-body bd-waiting' },
       make('div', { class: 'bd-row bd-head' }, step('‹', 'previous', -1), this.title, step('›', 'next', 1), this.keep),
       this.view.element, this.reading, this.look.element, this.mask.element, this.choice.element, this.strip.element)
     this.element = make('div', { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) }, this.notice, this.body)
+    this.update()
     this.element.addEventListener('error', (event) => event.target instanceof HTMLImageElement && this.tell(say('lost')), true)
   }
 
@@ -71,7 +72,7 @@ export class Panel {
     const isNew = this.#name(batch) !== this.#name(this.batch)
     this.batch = batch
     this.tell(batch.unknown)
-    this.body.hidden = false
+    this.body.classList.remove('bd-waiting')
     if (isNew) {
       this.maps.clear()
       this.strip.fill(batch.order.map((number) => ({
@@ -85,7 +86,7 @@ export class Panel {
 
   /** Which images these are: their files are named by what is in them. */
   #name(batch) {
-    return batch ? batch.images.map(({ image }) => image.filename.slice(0, 8)).join('') : ''
+    return batch ? batch.images.map(({ image }) => image.filename.slice(0, 4)).join('') : ''
   }
 
   #words(number) {
@@ -114,21 +115,22 @@ export class Panel {
     let found = this.maps.get(number) ?? null
     if (!found && levels) {
       try {
-        const map = readLevels(await this.host.fetch(levels), batch.cells)
-        found = { map, ground: ground(map, batch.size) }
+        found = { map: readLevels(await this.host.fetch(levels), batch.cells), ground: null }
       } catch {
         this.tell(this.say('lost'))
       }
       if (this.batch !== batch || batch.order[this.place] !== number) return
-      this.maps.clear() // one enlarged map is enough to hold
       if (found) this.maps.set(number, found)
     }
+    // One enlarged map is enough to hold.
+    for (const other of this.maps.values()) if (other !== found) other.ground = null
     this.view.setMap(found?.map ?? null)
     this.#mark()
   }
 
   /** What the widgets say, shown. */
   update() {
+    this.mask.update()
     if (!this.batch) return
     const { order, images } = this.batch
     const { choice, keep } = this.settings.values
@@ -141,13 +143,18 @@ export class Panel {
     const of = this.settings.chosenOf
     this.choice.update({ kept: kept.size, of: order.length, byHand, isKnown, keep, isStale: byHand && of !== '' && of !== this.#name(this.batch) })
     this.strip.update(kept, this.place)
-    this.mask.update()
     this.#mark()
   }
 
   #mark() {
     const found = this.maps.get(this.batch.order[this.place])
-    const mask = found ? maskOf(found.ground, this.settings.values, this.batch) : null
+    let mask = null
+    if (found) {
+      const settings = this.settings.values
+      const scale = draftScale(this.batch.size, settings.blur)
+      if (found.ground?.scale !== scale) found.ground = ground(found.map, this.batch.size, scale)
+      mask = maskOf(found.ground, settings, this.batch)
+    }
     this.view.setMask(mask)
     this.mask.tell(mask)
   }

@@ -30,38 +30,35 @@ function widen(mask, lines, length, step, stride, pixels) {
 }
 
 /**
- * A mask softened with a standard deviation of `sigma` pixels; edges replicate.
+ * A mask softened by a Gaussian of standard deviation `sigma` in pixels; edges replicate.
  *
- * Three running means in place of the node's Gaussian, from which they differ by about a hundredth.
- *
- * @param {Uint8Array | Float32Array} mask
+ * @param {Uint8Array} mask
  * @returns {Float32Array}
  */
 export function blur(mask, height, width, sigma) {
-  let from = Float32Array.from(mask)
-  if (sigma === 0) return from
-  // Three means over 2 r + 1 pixels have the variance of the Gaussian; r need not be whole.
-  const radius = (Math.sqrt(4 * sigma * sigma + 1) - 1) / 2
-  for (let round = 0; round < 3; round++) {
-    from = average(from, height, width, width, 1, radius)
-    from = average(from, width, height, 1, width, radius)
+  const radius = Math.ceil(3 * sigma)
+  const weights = Float64Array.from({ length: 2 * radius + 1 }, (_, i) => Math.exp(-0.5 * ((i - radius) / sigma) ** 2))
+  const sum = weights.reduce((a, b) => a + b)
+  const across = new Float32Array(mask.length)
+  const padded = new Float64Array(width + 2 * radius)
+  for (let y = 0; y < height; y++) {
+    const row = mask.subarray(y * width, (y + 1) * width)
+    padded.set(row, radius)
+    padded.fill(row[0], 0, radius)
+    padded.fill(row[width - 1], radius + width)
+    for (let x = 0; x < width; x++) {
+      let value = 0
+      for (let i = 0; i < weights.length; i++) value += weights[i] * padded[x + i]
+      across[y * width + x] = value / sum
+    }
   }
-  return from
-}
-
-/** Running means along each of `lines`; the two ends of the window count by the part of them that it covers. */
-function average(values, lines, length, step, stride, radius) {
-  const out = new Float32Array(values.length)
-  const whole = Math.floor(radius)
-  const part = radius - whole
-  for (let line = 0; line < lines; line++) {
-    const start = line * step
-    const at = (i) => values[start + Math.min(Math.max(i, 0), length - 1) * stride]
-    let sum = 0
-    for (let i = -whole; i <= whole; i++) sum += at(i)
-    for (let i = 0; i < length; i++) {
-      out[start + i * stride] = (sum + part * (at(i - whole - 1) + at(i + whole + 1))) / (2 * radius + 1)
-      sum += at(i + whole + 1) - at(i - whole)
+  // Down, row by row of what is added: memory is read in order.
+  const out = new Float32Array(mask.length)
+  for (let y = 0; y < height; y++) {
+    for (let i = 0; i < weights.length; i++) {
+      const from = Math.min(Math.max(y + i - radius, 0), height - 1) * width
+      const weight = weights[i] / sum
+      for (let x = 0, at = y * width; x < width; x++, at++) out[at] += weight * across[from + x]
     }
   }
   return out
