@@ -67,7 +67,7 @@ DRAG = """async ([kind, steps]) => {
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ.get("BAYESDIFF_CHROMIUM", "/usr/bin/chromium"))
+        browser = playwright.chromium.launch(executable_path=os.environ["BAYESDIFF_CHROMIUM"])
         page = browser.new_page(viewport={"width": 1700, "height": 1200})
         page.set_default_timeout(600_000)
         page.goto(f"http://127.0.0.1:{server.port}/?template=quickstart&source=BayesDiff")
