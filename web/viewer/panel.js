@@ -77,7 +77,7 @@ export class Panel {
       this.maps.clear()
       this.strip.fill(batch.order.map((number) => ({
         number, thumb: this.host.address(batch.images[number].thumb), words: this.#words(number),
-        short: short(batch.images[number].score),
+        short: this.#brief(batch.images[number]),
       })))
       this.mask.reach(batch.top)
     }
@@ -87,6 +87,10 @@ export class Panel {
   /** Which images these are: their files are named by what is in them. */
   #name(batch) {
     return batch ? batch.images.map(({ image }) => image.filename.slice(0, 4)).join('') : ''
+  }
+
+  #brief({ score, percentile }) {
+    return percentile === null ? short(score) : `${short(score)} · ${percentile.toFixed(0)} %`
   }
 
   #words(number) {
