@@ -9,7 +9,8 @@ import { speaker } from './viewer/words.js'
 const NODE = 'BayesDiffUncertaintyViewer'
 const UI = 'bayesdiff_viewer'
 const SIZE = [480, 860]
-const LEAST_HEIGHT = 520
+/** Around a DOM widget in the classic renderer. */
+const MARGIN = 10
 /** @type {Map<object, Panel>} */
 const panels = new Map()
 
@@ -38,10 +39,10 @@ function show(node, output) {
 function attach(node) {
   let panel = null
   const settings = new Settings(node, app, () => panel?.update())
-  panel = new Panel(speaker(locale()), settings, host)
+  panel = new Panel(speaker(locale()), settings, { ...host, resized: () => node.setDirtyCanvas(true, true) })
   panels.set(node, panel)
   const widget = node.addDOMWidget('viewer', 'BAYESDIFF_VIEWER', panel.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT,
+    serialize: false, hideOnZoom: false, getMinHeight: () => panel.height + 2 * MARGIN,
   })
   widget.serialize = false
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])])

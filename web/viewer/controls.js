@@ -19,9 +19,7 @@ export function lookRow(say, view) {
     type: 'range', min: '0', max: '1', step: '0.01', value: String(view.opacity), 'aria-label': say('opacity'),
     title: say('opacity'), oninput: () => view.setOpacity(Number(opacity.value)),
   })
-  const button = (text, key, onclick) => make('button', { type: 'button', class: 'bd-small', title: say(key), 'aria-label': say(key), textContent: text, onclick })
-  const element = make('div', { class: 'bd-row bd-look' }, make('span', { class: 'bd-label', textContent: say('look') }), layer, opacity,
-    button('−', 'zoomOut', () => view.zoomBy(1 / 1.5)), button('+', 'zoomIn', () => view.zoomBy(1.5)), button('⤢', 'fit', () => view.fit()))
+  const element = make('div', { class: 'bd-row bd-look' }, make('span', { class: 'bd-label', textContent: say('look') }), layer, opacity)
 
   function choose(name) {
     layer.value = name
@@ -42,6 +40,25 @@ export function lookRow(say, view) {
           (value === 'before' && !hasBefore) || ((value === 'over' || value === 'wipe') && !hasMap)
       }
       if (layer.selectedOptions[0].disabled) choose('plain')
+    },
+  }
+}
+
+/**
+ * What lies under the pointer, and zoom.
+ *
+ * @param {ReturnType<import('./words.js').speaker>} say
+ * @param {import('./view.js').View} view
+ */
+export function readingRow(say, view) {
+  const reading = make('span', { class: 'bd-said', textContent: say('hint') })
+  const button = (text, key, onclick) => make('button', { type: 'button', class: 'bd-small', title: say(key), 'aria-label': say(key), textContent: text, onclick })
+  return {
+    element: make('div', { class: 'bd-row bd-reading' }, reading,
+      button('−', 'zoomOut', () => view.zoomBy(1 / 1.5)), button('+', 'zoomIn', () => view.zoomBy(1.5)), button('⤢', 'fit', () => view.fit())),
+    /** @param {string | null} words */
+    tell(words) {
+      reading.textContent = words ?? say('hint')
     },
   }
 }
@@ -75,7 +92,8 @@ export function maskRow(say, settings) {
   return {
     element: make('div', { class: 'bd-rows' },
       make('div', { class: 'bd-row' }, make('span', { class: 'bd-label', textContent: say('mask') }), rule, slider, exact),
-      make('div', { class: 'bd-row' }, said, make('label', { class: 'bd-pair' }, say('grow'), wider), make('label', { class: 'bd-pair' }, say('blur'), softer))),
+      make('div', { class: 'bd-row' }, said,
+        make('span', { class: 'bd-pair' }, make('label', { class: 'bd-pair' }, say('grow'), wider), make('label', { class: 'bd-pair' }, say('blur'), softer)))),
     /** The highest standard deviation, where the slider of a value ends. */
     reach(most) {
       top = most || 1
@@ -117,8 +135,8 @@ export function choiceRow(say, actions) {
   const element = make('div', { class: 'bd-rows' },
     make('div', { class: 'bd-row' }, make('span', { class: 'bd-label', textContent: say('choose') }),
       make('span', { class: 'bd-pair' }, button('surest', () => actions.surest(Math.max(1, Math.round(Number(count.value)) || 1))), count),
-      button('all', actions.all), button('none', actions.none), button('invert', actions.invert), button('run', actions.run, 'bd-run')),
-    make('div', { class: 'bd-row' }, said))
+      button('all', actions.all), button('none', actions.none), button('invert', actions.invert)),
+    make('div', { class: 'bd-row' }, said, button('run', actions.run, 'bd-run')))
   return {
     element,
     /** @param {{kept: number, of: number, byHand: boolean, isKnown: boolean, isStale: boolean, keep: number}} choice */

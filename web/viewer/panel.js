@@ -1,7 +1,7 @@
 /** The panel of one node: puts view, controls and strip together, and answers keys. */
 
 import { chosen, inverted, toggled, write } from './choice.js'
-import { choiceRow, lookRow, maskRow } from './controls.js'
+import { choiceRow, lookRow, maskRow, readingRow } from './controls.js'
 import { make } from './dom.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
 import { draftScale, ground, maskOf } from './mask.js'
@@ -16,22 +16,27 @@ import { View } from './view.js'
  *   percentiles: number[], unknown: string, problem?: string}} Batch what the node tells, see nodes/viewer.py
  */
 
+/** Of style.css, in pixels: between rows, around them, and the lowest view. */
+const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
 const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
 
 export class Panel {
   /**
    * @param {ReturnType<import('./words.js').speaker>} say
    * @param {import('./settings.js').Settings} settings
-   * @param {{address: (file: File) => string, fetch: (file: File) => Promise<ArrayBuffer>, run: () => void}} host
+   * @param {{address: (file: File) => string, fetch: (file: File) => Promise<ArrayBuffer>, run: () => void,
+   *   resized: () => void}} host
    */
   constructor(say, settings, host) {
     Object.assign(this, { say, settings, host })
     /** @type {Batch | null} */
     this.batch = null
     this.place = 0
+    this.height = 0
     this.maps = new Map()
     this.view = new View(say, (pixel) => this.#read(pixel))
     this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
+    this.reading = readingRow(say, this.view)
     this.look = lookRow(say, this.view)
     this.mask = maskRow(say, settings)
     this.choice = choiceRow(say, {
@@ -47,14 +52,23 @@ export class Panel {
     const step = (text, key, by) => make('button', { type: 'button', class: 'bd-small', title: say(key), 'aria-label': say(key), textContent: text, onclick: () => this.show(this.place + by) })
     this.title = make('span', { class: 'bd-title' })
     this.keep = make('button', { type: 'button', class: 'bd-keep', title: say('toggle'), onclick: () => this.toggle(this.place) })
-    this.reading = make('div', { class: 'bd-reading', textContent: say('hint') })
     this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
     this.body = make('div', { class: 'bd-body bd-waiting' },
       make('div', { class: 'bd-row bd-head' }, step('‹', 'previous', -1), this.title, step('›', 'next', 1), this.keep),
-      this.view.element, this.reading, this.look.element, this.mask.element, this.choice.element, this.strip.element)
+      this.view.element, this.reading.element, this.look.element, this.mask.element, this.choice.element, this.strip.element)
     this.element = make('div', { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) }, this.notice, this.body)
+    const rows = new ResizeObserver(() => this.#measure())
+    for (const row of [this.notice, ...this.body.children]) if (row !== this.view.element) rows.observe(row)
     this.update()
     this.element.addEventListener('error', (event) => event.target instanceof HTMLImageElement && this.tell(say('lost')), true)
+  }
+
+  /** How high the panel has to be for all rows, and for an image that can be seen. */
+  #measure() {
+    const rows = [this.notice, ...this.body.children].filter((row) => row !== this.view.element && row.offsetHeight)
+    this.height = rows.reduce((sum, row) => sum + row.offsetHeight + GAP, MARGIN + (this.batch ? LEAST_VIEW : 0))
+    this.element.style.minHeight = `${this.height}px`
+    this.host.resized()
   }
 
   /** A sentence in place of, or above, the images. */
@@ -166,12 +180,12 @@ export class Panel {
   #read(pixel) {
     const found = this.batch && this.maps.get(this.batch.order[this.place])
     if (!pixel || !found) {
-      this.reading.textContent = this.say('hint')
+      this.reading.tell(null)
       return
     }
     const level = valueAt(found.map, ...this.batch.size, ...pixel) / unit(...this.batch.size)
     const std = (level / MOST) * this.batch.top
-    this.reading.textContent = this.say('hover', short(std), percentileOf(level, this.batch.percentiles).toFixed(1))
+    this.reading.tell(this.say('hover', short(std), percentileOf(level, this.batch.percentiles).toFixed(1)))
   }
 
   toggle(place) {

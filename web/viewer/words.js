@@ -25,7 +25,7 @@ const WORDS = {
     zoomOut: 'Zoom out (−)',
     fit: 'Fit (0)',
     hover: 'std {0} · above {1} % of all maps',
-    hint: 'Point at the image to read its values. Click it, then turn the wheel to zoom.',
+    hint: 'Point at the image to read its values. Click it, then the wheel zooms.',
     mask: 'Mask',
     area: 'Area share',
     value: 'Value',
