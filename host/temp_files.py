@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import comfy.utils
 import folder_paths
 import numpy
 import torch
@@ -16,6 +17,14 @@ from PIL import Image
 SUBFOLDER = "bayesdiff"
 # Quick to write; the files live as long as the server.
 COMPRESSION = 1
+
+
+def with_progress(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The images one by one; each moves the node's progress bar, where a run can be cancelled."""
+    bar = comfy.utils.ProgressBar(len(images))
+    for image in images:
+        yield image
+        bar.update(1)
 
 
 def keep_image(image: torch.Tensor) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ..bayesdiff_core.reading.levels import Levels
 from ..bayesdiff_core.reading.uncertainty import Uncertainty, require_finite
 from ..host.compat import search_words
 from ..host.conditioning import Copies
-from ..host.temp_files import keep_image, keep_levels
+from ..host.temp_files import keep_image, keep_levels, with_progress
 from .batches import PROMPTS, aligned, describe, one_batch, one_prompt_each, side_output, split_off
 from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
 
@@ -256,7 +256,7 @@ def what_is_shown(images: torch.Tensor, before: torch.Tensor | None, uncertainty
                 "score": number(scores[i]),
                 "percentile": None if percentiles is None else number(percentiles[i]),
             }
-            for i, image in enumerate(images)
+            for i, image in enumerate(with_progress(images))
         ]
     except OSError as error:  # the chosen go on all the same
         return {

@@ -25,7 +25,8 @@ LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_
 KNOWN = re.compile(
     r"(__init__\.py|LICENSE|README\.md|CHANGELOG\.md|pyproject\.toml|requirements\.txt"
     r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py|demo_model/(README\.md|emoji_\w+\.safetensors|pictures/[\w ]+\.webp)"
-    r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|workflows/[\w-]+\.(json|jpg))"
+    r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|web/viewer(\.js|/\w+\.(js|css))"
+    r"|workflows/[\w-]+\.(json|jpg))"
 )
 NEEDED = (
     "__init__.py",

@@ -21,12 +21,12 @@ NOTES = {
     ),
     "see_and_choose": (
         "## See and choose\n"
-        "1. Press **Run**. *Uncertainty Viewer* shows eight images with their maps, the surest first. The surest three go "
-        "on by themselves.\n"
+        "1. Press **Run**. *Uncertainty Viewer* shows eight images with their maps, the surest first. The surest three "
+        "go on by themselves.\n"
         "2. **Move the slider** of the mask, and click ✓ or ✗ to keep or drop images. Press **Run** again: nothing is "
         "sampled twice, only the chosen images are redrawn inside their masks.\n"
-        "3. **Try** the percentile as threshold: less certain images get larger masks. Connect the redrawn images to "
-        "*before* of another viewer to compare."
+        "3. **Try** the percentile as threshold: less certain images get larger masks. Connect other images to "
+        "*before* to compare."
     ),
     "best_of_n": (
         "## Best of N\n"

@@ -36,6 +36,12 @@ function show(node, output) {
   if (batch) panels.get(node)?.fill(batch)
 }
 
+/** Nodes 2.0 of older pages goes on showing the panel of a node that was since made anew, as an undo does. */
+function takePlace(node, panel) {
+  const shown = document.querySelector(`[data-node-id="${Number(node.id)}"] .bd-panel`)
+  if (shown && shown !== panel.element) shown.replaceWith(panel.element)
+}
+
 function attach(node) {
   let panel = null
   const settings = new Settings(node, app, () => panel?.update())
@@ -58,6 +64,7 @@ function attach(node) {
   }
   // Of a graph that is shown again, the page knows the outputs a little later.
   setTimeout(() => {
+    takePlace(node, panel)
     panel.update()
     show(node, app.nodeOutputs?.[node.id])
   }, 0)

@@ -20,6 +20,9 @@ import { View } from './view.js'
 const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
 const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
 
+/** What was looked at, by the images' name: an undo makes the node anew, and its panel. */
+const remembered = new Map()
+
 export class Panel {
   /**
    * @param {ReturnType<import('./words.js').speaker>} say
@@ -89,6 +92,7 @@ export class Panel {
     this.body.classList.remove('bd-waiting')
     if (isNew) {
       this.maps.clear()
+      this.place = remembered.get(this.#name(batch)) ?? 0
       this.strip.fill(batch.order.map((number) => ({
         number, thumb: this.host.address(batch.images[number].thumb), words: this.#words(number),
         short: this.#brief(batch.images[number]),
@@ -118,6 +122,7 @@ export class Panel {
   show(place) {
     if (!this.batch || place < 0 || place >= this.batch.order.length) return
     this.place = place
+    remembered.set(this.#name(this.batch), place)
     const number = this.batch.order[place]
     const files = this.batch.images[number]
     this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
