@@ -231,7 +231,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add["test"]("--install", action="store_true", help="test how ComfyUI-Manager and comfy-cli install the pack")
     add["test"]("--packs", metavar="FOLDER", help="test with other packs, whose checkouts are in this folder")
     add["test"]("--host", metavar="PATH", help="test in the ComfyUI of this folder, as with COMFYUI_PATH")
-    add["check"]("names", metavar="NAME", nargs="*", help="run only lint, layers, types, registry or archive")
+    add["check"]("names", metavar="NAME", nargs="*", help="run only lint, layers, types, page, registry or archive")
     benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
     add["bench"]("name", metavar="NAME", nargs="?", help=", ".join(benches))
     add["bench"]("arguments", metavar="...", nargs=argparse.REMAINDER)

@@ -1,6 +1,8 @@
 /** The panel of the node Uncertainty Viewer, as an extension of ComfyUI's page. */
 
+// @ts-ignore The page serves it.
 import { api } from '../../scripts/api.js'
+// @ts-ignore The page serves it.
 import { app } from '../../scripts/app.js'
 import { Panel } from './viewer/panel.js'
 import { Settings } from './viewer/settings.js'
@@ -48,7 +50,9 @@ function attach(node) {
   panel = new Panel(speaker(locale()), settings, { ...host, resized: () => node.setDirtyCanvas(true, true) })
   panels.set(node, panel)
   const widget = node.addDOMWidget('viewer', 'BAYESDIFF_VIEWER', panel.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => panel.height + 2 * MARGIN,
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => panel.height + 2 * MARGIN,
   })
   widget.serialize = false
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])])
@@ -73,7 +77,12 @@ function attach(node) {
 app.registerExtension({
   name: 'BayesDiff.Viewer',
   setup() {
-    document.head.append(Object.assign(document.createElement('link'), { rel: 'stylesheet', href: new URL('./viewer/style.css', import.meta.url).href }))
+    document.head.append(
+      Object.assign(document.createElement('link'), {
+        rel: 'stylesheet',
+        href: new URL('./viewer/style.css', import.meta.url).href,
+      }),
+    )
     // Values that were undone, or set by another hand.
     api.addEventListener('graphChanged', () => panels.forEach((panel) => panel.update()))
     api.addEventListener('execution_error', ({ detail }) => {

@@ -1,7 +1,14 @@
 /** The colour map inferno, after Matplotlib's table of this name (CC0), in nine even steps, as the map node has it. */
 
 const STEPS = [
-  [0, 0, 4], [31, 12, 72], [81, 18, 124], [127, 30, 108], [188, 55, 84], [227, 84, 51], [249, 142, 9], [246, 215, 70],
+  [0, 0, 4],
+  [31, 12, 72],
+  [81, 18, 124],
+  [127, 30, 108],
+  [188, 55, 84],
+  [227, 84, 51],
+  [249, 142, 9],
+  [246, 215, 70],
   [252, 254, 164],
 ]
 
@@ -43,4 +50,3 @@ export function brightestOf(map) {
   const sorted = map.cells.slice().sort()
   return sorted[Math.min(sorted.length - 1, Math.floor(0.995 * sorted.length))]
 }
-

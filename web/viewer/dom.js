@@ -1,9 +1,11 @@
 /**
  * An element with properties and children; text is only ever set as text, never as HTML.
  *
- * @param {string} tag
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
  * @param {Record<string, any>} [properties] `on...` are listeners, `aria-...`, `data-...` and `role` attributes
  * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag)
@@ -16,7 +18,13 @@ export function make(tag, properties = {}, ...children) {
   return element
 }
 
-/** An element's width and height are in its own pixels, those of events in the page's, which the graph's zoom scales. */
+/**
+ * Where an event is in an element. Its width and height are in its own pixels, those of events in the page's, which the graph's zoom scales.
+ *
+ * @param {HTMLElement} element
+ * @param {MouseEvent} event
+ * @returns {[number, number]}
+ */
 export function placeIn(element, event) {
   const box = element.getBoundingClientRect()
   return [

@@ -85,7 +85,8 @@ export function valueAt(map, height, width, y, x) {
   }
   const [top, bottom, low] = part(map.rows, height, y)
   const [left, right, way] = part(map.columns, width, x)
-  const column = (c) => map.cells[top * map.columns + c] * (2 * height - low) + map.cells[bottom * map.columns + c] * low
+  const column = (c) =>
+    map.cells[top * map.columns + c] * (2 * height - low) + map.cells[bottom * map.columns + c] * low
   return column(left) * (2 * width - way) + column(right) * way
 }
 
@@ -132,7 +133,10 @@ export function mostUncertain({ values, levels, above }, area) {
     else if (levels[i] === level) places[found++] = i
   }
   let left = count - above[level]
-  const limit = kthLargest(Float64Array.from(places, (i) => values[i]), left)
+  const limit = kthLargest(
+    Float64Array.from(places, (i) => values[i]),
+    left,
+  )
   for (const i of places) left -= mask[i] = values[i] > limit ? 1 : 0
   for (const i of places) if (left > 0 && limit > 0 && values[i] === limit) left -= mask[i] = 1
   return mask

@@ -31,11 +31,16 @@ export class Panel {
    *   resized: () => void}} host
    */
   constructor(say, settings, host) {
-    Object.assign(this, { say, settings, host })
+    this.say = say
+    this.settings = settings
+    this.host = host
+    /** @type {Set<number>} */
+    this.kept = new Set()
     /** @type {Batch | null} */
     this.batch = null
     this.place = 0
     this.height = 0
+    /** @type {Map<number, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} */
     this.maps = new Map()
     this.view = new View(say, (pixel) => this.#read(pixel))
     this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
@@ -52,23 +57,55 @@ export class Panel {
       },
       run: () => host.run(),
     })
-    const step = (text, key, by) => make('button', { type: 'button', class: 'bd-small', title: say(key), 'aria-label': say(key), textContent: text, onclick: () => this.show(this.place + by) })
+    const step = (text, key, by) =>
+      make('button', {
+        type: 'button',
+        class: 'bd-small',
+        title: say(key),
+        'aria-label': say(key),
+        textContent: text,
+        onclick: () => this.show(this.place + by),
+      })
     this.title = make('span', { class: 'bd-title' })
-    this.keep = make('button', { type: 'button', class: 'bd-keep', title: say('toggle'), onclick: () => this.toggle(this.place) })
+    this.keep = make('button', {
+      type: 'button',
+      class: 'bd-keep',
+      title: say('toggle'),
+      onclick: () => this.toggle(this.place),
+    })
     this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
-    this.body = make('div', { class: 'bd-body bd-waiting' },
+    this.body = make(
+      'div',
+      { class: 'bd-body bd-waiting' },
       make('div', { class: 'bd-row bd-head' }, step('‹', 'previous', -1), this.title, step('›', 'next', 1), this.keep),
-      this.view.element, this.reading.element, this.look.element, this.mask.element, this.choice.element, this.strip.element)
-    this.element = make('div', { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) }, this.notice, this.body)
+      this.view.element,
+      this.reading.element,
+      this.look.element,
+      this.mask.element,
+      this.choice.element,
+      this.strip.element,
+    )
+    this.element = make(
+      'div',
+      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) },
+      this.notice,
+      this.body,
+    )
     const rows = new ResizeObserver(() => this.#measure())
     for (const row of [this.notice, ...this.body.children]) if (row !== this.view.element) rows.observe(row)
     this.update()
-    this.element.addEventListener('error', (event) => event.target instanceof HTMLImageElement && this.tell(say('lost')), true)
+    this.element.addEventListener(
+      'error',
+      (event) => event.target instanceof HTMLImageElement && this.tell(say('lost')),
+      true,
+    )
   }
 
   /** How high the panel has to be for all rows, and for an image that can be seen. */
   #measure() {
-    const rows = [this.notice, ...this.body.children].filter((row) => row !== this.view.element && row.offsetHeight)
+    const rows = /** @type {HTMLElement[]} */ ([this.notice, ...this.body.children]).filter(
+      (row) => row !== this.view.element && row.offsetHeight,
+    )
     this.height = rows.reduce((sum, row) => sum + row.offsetHeight + GAP, MARGIN + (this.batch ? LEAST_VIEW : 0))
     this.element.style.minHeight = `${this.height}px`
     this.host.resized()
@@ -93,10 +130,14 @@ export class Panel {
     if (isNew) {
       this.maps.clear()
       this.place = remembered.get(this.#name(batch)) ?? 0
-      this.strip.fill(batch.order.map((number) => ({
-        number, thumb: this.host.address(batch.images[number].thumb), words: this.#words(number),
-        short: this.#brief(batch.images[number]),
-      })))
+      this.strip.fill(
+        batch.order.map((number) => ({
+          number,
+          thumb: this.host.address(batch.images[number].thumb),
+          words: this.#words(number),
+          short: this.#brief(batch.images[number]),
+        })),
+      )
       this.mask.reach(batch.top)
     }
     this.show(Math.min(this.place, batch.order.length - 1))
@@ -126,7 +167,11 @@ export class Panel {
     const number = this.batch.order[place]
     const files = this.batch.images[number]
     this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
-    this.view.show({ image: this.host.address(files.image), before: files.before && this.host.address(files.before) }, this.batch.size, this.say('view', number))
+    this.view.show(
+      { image: this.host.address(files.image), before: files.before && this.host.address(files.before) },
+      this.batch.size,
+      this.say('view', number),
+    )
     this.look.offer(files.before !== null, files.levels !== null)
     this.#showMap(number)
     this.update()
@@ -164,7 +209,14 @@ export class Panel {
     this.keep.textContent = this.say(isKept ? 'kept' : 'dropped')
     this.keep.setAttribute('aria-pressed', String(isKept))
     const of = this.settings.chosenOf
-    this.choice.update({ kept: kept.size, of: order.length, byHand, isKnown, keep, isStale: byHand && of !== '' && of !== this.#name(this.batch) })
+    this.choice.update({
+      kept: kept.size,
+      of: order.length,
+      byHand,
+      isKnown,
+      keep,
+      isStale: byHand && of !== '' && of !== this.#name(this.batch),
+    })
     this.strip.update(kept, this.place)
     this.#mark()
   }

@@ -28,8 +28,12 @@ export class Settings {
     }
   }
 
+  /**
+   * @returns {{threshold: string, area: number, value: number, percentile: number, grow: number, blur: number,
+   *   keep: number, choice: string}}
+   */
   get values() {
-    return Object.fromEntries(NAMES.map((name) => [name, this.widgets[name].value]))
+    return /** @type {any} */ (Object.fromEntries(NAMES.map((name) => [name, this.widgets[name].value])))
   }
 
   /** Limits and steps of a number. */

@@ -12,8 +12,12 @@ export class Strip {
     this.actions = actions
     this.items = []
     this.element = make('div', {
-      class: 'bd-strip', role: 'listbox', 'aria-multiselectable': 'true', 'aria-label': say('strip'),
-      'data-capture-wheel': 'true', onwheel: (event) => this.#wheel(event),
+      class: 'bd-strip',
+      role: 'listbox',
+      'aria-multiselectable': 'true',
+      'aria-label': say('strip'),
+      'data-capture-wheel': 'true',
+      onwheel: (event) => this.#wheel(event),
     })
   }
 
@@ -21,26 +25,41 @@ export class Strip {
   fill(images) {
     this.items = images.map((image, place) => {
       const mark = make('span', {
-        class: 'bd-mark', title: this.say('toggle'), 'aria-hidden': 'true',
+        class: 'bd-mark',
+        title: this.say('toggle'),
+        'aria-hidden': 'true',
         onclick: (event) => {
           event.stopPropagation()
           this.actions.toggle(place)
         },
       })
-      const picture = make('span', { class: 'bd-thumb' }, make('img', { src: image.thumb, alt: '', draggable: false, loading: 'lazy' }))
+      const picture = make(
+        'span',
+        { class: 'bd-thumb' },
+        make('img', { src: image.thumb, alt: '', draggable: false, loading: 'lazy' }),
+      )
       const caption = make('span', { class: 'bd-caption', 'aria-hidden': 'true' })
       if (place < 9) caption.append(make('kbd', { textContent: String(place + 1) }))
       caption.append(image.short)
-      const item = make('div', {
-        class: 'bd-item', role: 'option', tabIndex: -1, title: image.words,
-        onclick: () => this.actions.show(place),
-        onkeydown: (event) => {
-          if (event.key !== ' ') return
-          event.preventDefault()
-          event.stopPropagation()
-          this.actions.toggle(place)
+      const item = make(
+        'div',
+        {
+          class: 'bd-item',
+          role: 'option',
+          tabIndex: -1,
+          title: image.words,
+          onclick: () => this.actions.show(place),
+          onkeydown: (event) => {
+            if (event.key !== ' ') return
+            event.preventDefault()
+            event.stopPropagation()
+            this.actions.toggle(place)
+          },
         },
-      }, picture, mark, caption)
+        picture,
+        mark,
+        caption,
+      )
       return { item, mark, image }
     })
     this.element.replaceChildren(...this.items.map(({ item }) => item))
@@ -54,7 +73,10 @@ export class Strip {
     this.items.forEach(({ item, mark, image }, place) => {
       const isKept = kept.has(image.number)
       item.setAttribute('aria-selected', String(isKept))
-      item.setAttribute('aria-label', this.say('item', image.number, image.words, this.say(isKept ? 'kept' : 'dropped')))
+      item.setAttribute(
+        'aria-label',
+        this.say('item', image.number, image.words, this.say(isKept ? 'kept' : 'dropped')),
+      )
       item.classList.toggle('bd-kept', isKept)
       item.classList.toggle('bd-shown', place === shown)
       item.tabIndex = place === shown ? 0 : -1

@@ -31,17 +31,31 @@ export class View {
     this.upper = make('div', { class: 'bd-stage' })
     this.clip = make('div', { class: 'bd-clip' }, this.upper)
     this.handle = make('div', {
-      class: 'bd-handle', role: 'slider', tabIndex: 0, 'aria-label': say('border'), 'aria-valuemin': '0',
-      'aria-valuemax': '100', onpointerdown: (event) => this.#drag(event, this.#wipe), onkeydown: (e) => this.#keys(e),
+      class: 'bd-handle',
+      role: 'slider',
+      tabIndex: 0,
+      'aria-label': say('border'),
+      'aria-valuemin': '0',
+      'aria-valuemax': '100',
+      onpointerdown: (event) => this.#drag(event, this.#wipe),
+      onkeydown: (e) => this.#keys(e),
     })
     this.element = make(
       'div',
       {
-        class: 'bd-view', role: 'group', tabIndex: 0, 'data-capture-wheel': 'true',
-        onpointerdown: (event) => this.#grab(event), onpointermove: (event) => this.#point(event),
-        onpointerleave: () => this.pointed(null), onwheel: (event) => this.#wheel(event),
+        class: 'bd-view',
+        role: 'group',
+        tabIndex: 0,
+        'data-capture-wheel': 'true',
+        onpointerdown: (event) => this.#grab(event),
+        onpointermove: (event) => this.#point(event),
+        onpointerleave: () => this.pointed(null),
+        onwheel: (event) => this.#wheel(event),
       },
-      make('div', { class: 'bd-clip' }, this.lower), this.clip, this.outline, this.handle,
+      make('div', { class: 'bd-clip' }, this.lower),
+      this.clip,
+      this.outline,
+      this.handle,
     )
     new ResizeObserver(() => this.layout()).observe(this.element)
   }
@@ -121,8 +135,10 @@ export class View {
     const { clientWidth, clientHeight } = this.element
     const scale = Math.min(clientWidth / width, clientHeight / height) * this.zoom
     return {
-      left: (clientWidth - width * scale) / 2 + this.offset[0], top: (clientHeight - height * scale) / 2 + this.offset[1],
-      width: width * scale, height: height * scale,
+      left: (clientWidth - width * scale) / 2 + this.offset[0],
+      top: (clientHeight - height * scale) / 2 + this.offset[1],
+      width: width * scale,
+      height: height * scale,
     }
   }
 
@@ -151,7 +167,9 @@ export class View {
 
   #paint() {
     const lower = this.layer === 'before' ? this.other : this.image
-    const upper = { over: this.map && this.heat, wipe: this.map && this.heat, before: this.image, plain: null }[this.layer]
+    const upper = { over: this.map && this.heat, wipe: this.map && this.heat, before: this.image, plain: null }[
+      this.layer
+    ]
     this.lower.replaceChildren(lower)
     this.upper.replaceChildren(...(upper ? [upper] : []))
     if (this.map && upper === this.heat) paint(this.heat, this.map, this.brightest, this.layer === 'over')
@@ -179,7 +197,10 @@ export class View {
   #pixel(event) {
     const [x, y] = placeIn(this.element, event)
     const box = this.#box()
-    const [row, column] = [(y - box.top) / box.height * this.size[0], (x - box.left) / box.width * this.size[1]].map(Math.floor)
+    const [row, column] = [
+      ((y - box.top) / box.height) * this.size[0],
+      ((x - box.left) / box.width) * this.size[1],
+    ].map(Math.floor)
     const isInside = row >= 0 && column >= 0 && row < this.size[0] && column < this.size[1]
     return isInside ? /** @type {[number, number]} */ ([row, column]) : null
   }
@@ -209,7 +230,9 @@ export class View {
       last = place
     }
     target.addEventListener('pointermove', moved)
-    target.addEventListener('lostpointercapture', () => target.removeEventListener('pointermove', moved), { once: true })
+    target.addEventListener('lostpointercapture', () => target.removeEventListener('pointermove', moved), {
+      once: true,
+    })
   }
 
   #move([x, y], [fromX, fromY]) {

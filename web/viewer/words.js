@@ -3,7 +3,8 @@
 const WORDS = {
   en: {
     viewer: 'Uncertainty viewer',
-    empty: 'Run the graph once. The images appear here with their maps; set the mask and choose images without another run.',
+    empty:
+      'Run the graph once. The images appear here with their maps; set the mask and choose images without another run.',
     image: 'Image {0}, {1} of {2}',
     previous: 'Surer image (←)',
     next: 'Less sure image (→)',
@@ -54,7 +55,8 @@ const WORDS = {
   },
   de: {
     viewer: 'Unsicherheitsbetrachter',
-    empty: 'Führen Sie den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
+    empty:
+      'Führen Sie den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
     image: 'Bild {0}, {1} von {2}',
     previous: 'Sichereres Bild (←)',
     next: 'Unsichereres Bild (→)',
@@ -94,10 +96,12 @@ const WORDS = {
     invert: 'Umkehren',
     surest: 'Sicherste',
     surestCount: 'Wie viele der sichersten Bilder behalten werden',
-    automatic: 'Automatisch: Die sichersten {0} von {1} gehen weiter. Wählen Sie selbst mit ✓ oder ✗ oder den Tasten 1 bis 9.',
+    automatic:
+      'Automatisch: Die sichersten {0} von {1} gehen weiter. Wählen Sie selbst mit ✓ oder ✗ oder den Tasten 1 bis 9.',
     automaticUnknown: 'Automatisch: Über die Bilder ist nichts bekannt, daher gehen alle {1} weiter.',
     byHand: 'Ihre Auswahl: {0} von {1} gehen weiter.',
-    stale: 'Dies sind andere Bilder als die, aus denen Sie gewählt haben. Halten Sie den Seed fest oder prüfen Sie die Auswahl.',
+    stale:
+      'Dies sind andere Bilder als die, aus denen Sie gewählt haben. Halten Sie den Seed fest oder prüfen Sie die Auswahl.',
     run: 'Ausführen (Eingabe)',
     strip: 'Alle Bilder, das sicherste zuerst. Die Leertaste behält oder verwirft.',
     item: 'Bild {0}, {1}, {2}',
@@ -162,7 +166,7 @@ export const LANGUAGES = Object.keys(WORDS)
  * Says things in a language of the page, else in English.
  *
  * @param {string} locale such as `de` or `zh-TW`
- * @returns {(key: keyof typeof WORDS.en, ...values: (string | number)[]) => string}
+ * @returns {(key: string, ...values: (string | number)[]) => string}
  */
 export function speaker(locale) {
   const words = WORDS[locale.split('-')[0]] ?? WORDS.en
