@@ -142,7 +142,7 @@ def shown_masks(panel: Panel) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes 2.0"])
 @pytest.mark.parametrize("front_end", ["server", "newest_server"])
-def test_see_set_the_mask_choose_and_run(open_page, request, front_end, nodes_2, pytestconfig, tmp_path):
+def test_see_set_the_mask_choose_and_run(open_page, request, front_end, nodes_2):
     server = request.getfixturevalue(front_end)
     with open_page(server) as page:
         panel = open_graph(page, server, graph(), nodes_2)
@@ -167,9 +167,6 @@ def test_see_set_the_mask_choose_and_run(open_page, request, front_end, nodes_2,
         kept = sorted([batch["order"][1], batch["order"][3]])
         assert panel.widgets()["choice"] == ", ".join(map(str, kept))
         expect(panel.said.last).to_contain_text("Your choice: 2 of 4 go on.")
-        folder = pytestconfig.getoption("--screenshots") or tmp_path
-        page.screenshot(path=folder / f"viewer_{front_end}_{'vue' if nodes_2 else 'classic'}.png")
-
         found = panel.run(lambda: page.keyboard.press("Enter"))
         assert [numpy.array_equal(image, images[i]) for image, i in zip(found["6"], kept, strict=True)] == [True, True]
         masks = shown_masks(panel)
@@ -250,7 +247,7 @@ def test_what_is_unknown_says_why(panel, page):
     batch["images"][number] |= {"levels": None, "score": None}
     batch["unknown"] = "The model could not be read."
     page.evaluate("told => app.graph.getNodeById(5).onExecuted({bayesdiff_viewer: [told]})", batch)
-    expect(panel.element.get_by_role("status")).to_contain_text("The model could not be read.")
+    expect(panel.element.locator(".bd-notice")).to_have_text("The model could not be read.")
     panel.view.focus()
     for _ in surer:
         page.keyboard.press("ArrowRight")
@@ -310,28 +307,10 @@ def test_sixty_four_images_fit_from_320_to_1200_pixels(page, server):
         assert wide == 0 and panel.view.bounding_box()["height"] > 150, width
 
 
-def test_the_panel_speaks_the_language_of_the_page(page, server):
-    words = page.goto(f"http://127.0.0.1:{server.port}{MODULES}/words.js") and page.goto("about:blank")
-    assert words is None
-    page.goto(f"http://127.0.0.1:{server.port}/system_stats")
-    tables = page.evaluate(
-        """async path => {
-            const {LANGUAGES, keys, speaker} = await import(path)
-            return Object.fromEntries(LANGUAGES.map(l => [l, Object.fromEntries(keys(l).map(
-                key => [key, speaker(l)(key, '<0>', '<1>', '<2>')]))]))
-        }""",
-        f"{MODULES}/words.js",
-    )
-    assert list(tables) == ["en", "de", "zh"]
-    for language, said in tables.items():
-        assert list(said) == list(tables["en"]), language
-        for key, text in said.items():
-            assert language == "en" or text != tables["en"][key], f"{key} is left in English in {language}"
-            assert sorted(set(text) & {"<"}) == sorted(set(tables["en"][key]) & {"<"}), f"{key} in {language}"
-    panel = open_graph(page, server, graph())
+def test_the_panel_speaks_the_language_of_the_page(panel, page):
     page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.evaluate("graph => app.loadApiJson(graph, 'viewer')", graph())
-    expect(panel.element).to_contain_text(tables["zh"]["empty"])
+    expect(panel.element).to_contain_text("先运行一次工作流")
 
 
 # ---------------------------------------------------------------- the same mask as torch
@@ -398,4 +377,4 @@ def test_the_page_grows_and_blurs_as_the_mask_node(page, server):
             [f"{MODULES}/shapes.js", mask.flatten().int().tolist(), height, width, pixels, sigma],
         )
         expected = masks.blur(masks.grow(mask, pixels), sigma)
-        assert torch.allclose(torch.tensor(found), expected.flatten(), atol=1e-5)
+        assert torch.allclose(torch.tensor(found, dtype=torch.float32), expected.flatten(), atol=1e-5)
