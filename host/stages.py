@@ -6,11 +6,11 @@ import dataclasses
 import logging
 
 import torch
-import torch.nn.functional as F
 
 from ..bayesdiff_core.estimators.instant import NO_UNIT
 from ..bayesdiff_core.estimators.past import Past
 from ..bayesdiff_core.estimators.trajectory import State, root_mean_square
+from ..bayesdiff_core.reading.maps import resize_map
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from .run.context import RunContext
 from .run.space import latent_slope
@@ -87,8 +87,7 @@ def enlarged(uncertainty: Uncertainty, shape: torch.Size) -> Uncertainty:
 
 def resized(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Values ``(n, c, ..., h, w)`` at another height and width."""
-    planes = values.float().reshape(-1, 1, *values.shape[-2:])
-    return F.interpolate(planes, tuple(shape[-2:]), mode="bilinear", align_corners=False).reshape(shape)
+    return resize_map(values.float(), *shape[-2:])
 
 
 def least_agreement(first: torch.Tensor, second: torch.Tensor) -> float:

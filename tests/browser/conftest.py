@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
+import comfy_server
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -27,20 +29,44 @@ def browser():
         running.close()
 
 
+@pytest.fixture(scope="session")
+def open_page(browser):
+    """Called with a server: a page of a browser that has never seen it, for a ``with`` block.
+
+    An error that no script of the page caught fails the test.
+    """
+
+    @contextmanager
+    def opened(server):
+        errors = []
+        context = browser.new_context(viewport={"width": 1700, "height": 1200})
+        context.add_init_script(
+            "localStorage.setItem('vueNodesBannerDismissed', 'true')"
+        )  # an announcement of the host
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(error.stack or error.message))
+        yield page
+        context.close()
+        server.post("/queue", {"clear": True})
+        server.interrupt()
+        assert not errors
+
+    return opened
+
+
 @pytest.fixture
-def page(browser, server):
-    """A page of a browser that has never seen the host; an error that no script of it caught fails the test."""
-    errors = []
-    context = browser.new_context(viewport={"width": 1700, "height": 1200})
-    context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")  # an announcement of the host
-    context.set_default_timeout(PATIENCE_MS)
-    page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(error.stack or error.message))
-    yield page
-    context.close()
-    server.post("/queue", {"clear": True})
-    server.interrupt()
-    assert not errors
+def page(open_page, server):
+    with open_page(server) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def newest_server(tmp_path_factory):
+    """As the fixture server, with the newest front end."""
+    arguments = ("--cache-classic", "--front-end-root", os.environ["BAYESDIFF_FRONT_END"])
+    with comfy_server.ComfyServer(tmp_path_factory.mktemp("newest"), arguments=arguments) as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+/** The panel of the node Uncertainty Viewer, as an extension of ComfyUI's page. */
+
+// @ts-ignore The page serves it.
+import { api } from '../../scripts/api.js'
+// @ts-ignore The page serves it.
+import { app } from '../../scripts/app.js'
+import { Panel } from './viewer/panel.js'
+import { Settings } from './viewer/settings.js'
+import { speaker } from './viewer/words.js'
+
+const NODE = 'BayesDiffUncertaintyViewer'
+const UI = 'bayesdiff_viewer'
+const SIZE = [480, 860]
+/** Around a DOM widget in the classic renderer. */
+const MARGIN = 10
+/** @type {Map<object, Panel>} */
+const panels = new Map()
+
+const address = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`)
+
+const host = {
+  address,
+  async fetch(file) {
+    const answer = await api.fetchApi(`/view?${new URLSearchParams(file)}`)
+    if (!answer.ok) throw new Error(answer.statusText)
+    return answer.arrayBuffer()
+  },
+  run: () => app.queuePrompt(0, 1),
+}
+
+function locale() {
+  return String(app.extensionManager?.setting?.get('Comfy.Locale') ?? navigator.language)
+}
+
+/** The node's outputs as the page keeps them, shown. */
+function show(node, output) {
+  const [batch] = output?.[UI] ?? []
+  if (batch) panels.get(node)?.fill(batch)
+}
+
+/** Nodes 2.0 of older pages goes on showing the panel of a node that was since made anew, as an undo does. */
+function takePlace(node, panel) {
+  const shown = document.querySelector(`[data-node-id="${Number(node.id)}"] .bd-panel`)
+  if (shown && shown !== panel.element) shown.replaceWith(panel.element)
+}
+
+function attach(node) {
+  let panel = null
+  const settings = new Settings(node, app, () => panel?.update())
+  panel = new Panel(speaker(locale()), settings, { ...host, resized: () => node.setDirtyCanvas(true, true) })
+  panels.set(node, panel)
+  const widget = node.addDOMWidget('viewer', 'BAYESDIFF_VIEWER', panel.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => panel.height + 2 * MARGIN,
+  })
+  widget.serialize = false
+  node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])])
+  const executed = node.onExecuted
+  node.onExecuted = function (output) {
+    executed?.apply(this, arguments)
+    show(node, output)
+  }
+  const removed = node.onRemoved
+  node.onRemoved = function () {
+    removed?.apply(this, arguments)
+    panels.delete(node)
+  }
+  // Of a graph that is shown again, the page knows the outputs a little later.
+  setTimeout(() => {
+    takePlace(node, panel)
+    panel.update()
+    show(node, app.nodeOutputs?.[node.id])
+  }, 0)
+}
+
+app.registerExtension({
+  name: 'BayesDiff.Viewer',
+  setup() {
+    document.head.append(
+      Object.assign(document.createElement('link'), {
+        rel: 'stylesheet',
+        href: new URL('./viewer/style.css', import.meta.url).href,
+      }),
+    )
+    // Values that were undone, or set by another hand.
+    api.addEventListener('graphChanged', () => panels.forEach((panel) => panel.update()))
+    api.addEventListener('execution_error', ({ detail }) => {
+      if (detail.node_type !== NODE) return
+      const id = String(detail.node_id).split(':').at(-1)
+      for (const [node, panel] of panels) if (String(node.id) === id) panel.tell(detail.exception_message.trim())
+    })
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) attach(node)
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const node of panels.keys()) show(node, outputs[node.id])
+  },
+})

@@ -1,0 +1,293 @@
+/** The panel of one node: puts view, controls and strip together, and answers keys. */
+
+import { chosen, inverted, toggled, write } from './choice.js'
+import { choiceRow, lookRow, maskRow, readingRow } from './controls.js'
+import { make } from './dom.js'
+import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
+import { draftScale, ground, maskOf } from './mask.js'
+import { Strip } from './strip.js'
+import { View } from './view.js'
+
+/**
+ * @typedef {{filename: string, subfolder: string, type: string}} File
+ * @typedef {{image: File, thumb: File, before: File | null, levels: File | null, score: number | null,
+ *   percentile: number | null}} Shown
+ * @typedef {{images: Shown[], order: number[], size: [number, number], cells: [number, number], top: number,
+ *   percentiles: number[], unknown: string, problem?: string}} Batch what the node tells, see nodes/viewer.py
+ */
+
+/** Of style.css, in pixels: between rows, around them, and the lowest view. */
+const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
+const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
+
+/** What was looked at, by the images' name: an undo makes the node anew, and its panel. */
+const remembered = new Map()
+
+export class Panel {
+  /**
+   * @param {ReturnType<import('./words.js').speaker>} say
+   * @param {import('./settings.js').Settings} settings
+   * @param {{address: (file: File) => string, fetch: (file: File) => Promise<ArrayBuffer>, run: () => void,
+   *   resized: () => void}} host
+   */
+  constructor(say, settings, host) {
+    this.say = say
+    this.settings = settings
+    this.host = host
+    /** @type {Set<number>} */
+    this.kept = new Set()
+    /** @type {Batch | null} */
+    this.batch = null
+    this.place = 0
+    this.height = 0
+    /** @type {Map<number, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} */
+    this.maps = new Map()
+    this.view = new View(say, (pixel) => this.#read(pixel))
+    this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
+    this.reading = readingRow(say, this.view)
+    this.look = lookRow(say, this.view)
+    this.mask = maskRow(say, settings)
+    this.choice = choiceRow(say, {
+      all: () => settings.choose('all', this.#name(this.batch)),
+      none: () => settings.choose('none', this.#name(this.batch)),
+      invert: () => this.batch && this.#choose(inverted(this.kept, this.batch.order.length)),
+      surest: (count) => {
+        settings.set('keep', count)
+        settings.choose('', '')
+      },
+      run: () => host.run(),
+    })
+    const step = (text, key, by) =>
+      make('button', {
+        type: 'button',
+        class: 'bd-small',
+        title: say(key),
+        'aria-label': say(key),
+        textContent: text,
+        onclick: () => this.show(this.place + by),
+      })
+    this.title = make('span', { class: 'bd-title' })
+    this.keep = make('button', {
+      type: 'button',
+      class: 'bd-keep',
+      title: say('toggle'),
+      onclick: () => this.toggle(this.place),
+    })
+    this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
+    this.body = make(
+      'div',
+      { class: 'bd-body bd-waiting' },
+      make('div', { class: 'bd-row bd-head' }, step('‹', 'previous', -1), this.title, step('›', 'next', 1), this.keep),
+      this.view.element,
+      this.reading.element,
+      this.look.element,
+      this.mask.element,
+      this.choice.element,
+      this.strip.element,
+    )
+    this.element = make(
+      'div',
+      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) },
+      this.notice,
+      this.body,
+    )
+    const rows = new ResizeObserver(() => this.#measure())
+    for (const row of [this.notice, ...this.body.children]) if (row !== this.view.element) rows.observe(row)
+    this.update()
+    this.element.addEventListener(
+      'error',
+      (event) => event.target instanceof HTMLImageElement && this.tell(say('lost')),
+      true,
+    )
+  }
+
+  /** How high the panel has to be for all rows, and for an image that can be seen. */
+  #measure() {
+    const rows = /** @type {HTMLElement[]} */ ([this.notice, ...this.body.children]).filter(
+      (row) => row !== this.view.element && row.offsetHeight,
+    )
+    this.height = rows.reduce((sum, row) => sum + row.offsetHeight + GAP, MARGIN + (this.batch ? LEAST_VIEW : 0))
+    this.element.style.minHeight = `${this.height}px`
+    this.host.resized()
+  }
+
+  /** A sentence in place of, or above, the images. */
+  tell(sentence) {
+    this.notice.textContent = sentence
+    this.notice.hidden = !sentence
+  }
+
+  /** @param {Batch} batch */
+  fill(batch) {
+    if (batch.problem) {
+      this.tell(batch.problem)
+      return
+    }
+    const isNew = this.#name(batch) !== this.#name(this.batch)
+    this.batch = batch
+    this.tell(batch.unknown)
+    this.body.classList.remove('bd-waiting')
+    if (isNew) {
+      this.maps.clear()
+      this.place = remembered.get(this.#name(batch)) ?? 0
+      this.strip.fill(
+        batch.order.map((number) => ({
+          number,
+          thumb: this.host.address(batch.images[number].thumb),
+          words: this.#words(number),
+          short: this.#brief(batch.images[number]),
+        })),
+      )
+      this.mask.reach(batch.top)
+    }
+    this.show(Math.min(this.place, batch.order.length - 1))
+  }
+
+  /** Which images these are: their files are named by what is in them. */
+  #name(batch) {
+    return batch ? batch.images.map(({ image }) => image.filename.slice(0, 4)).join('') : ''
+  }
+
+  #brief({ score, percentile }) {
+    return percentile === null ? short(score) : `${short(score)} · ${percentile.toFixed(0)} %`
+  }
+
+  #words(number) {
+    const { score, percentile } = this.batch.images[number]
+    if (score === null) return this.say('unknown')
+    const words = this.say('score', short(score))
+    return percentile === null ? words : `${words} · ${this.say('percentile', percentile.toFixed(0))}`
+  }
+
+  /** The image at a place of the strip. */
+  show(place) {
+    if (!this.batch || place < 0 || place >= this.batch.order.length) return
+    this.place = place
+    remembered.set(this.#name(this.batch), place)
+    const number = this.batch.order[place]
+    const files = this.batch.images[number]
+    this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
+    this.view.show(
+      { image: this.host.address(files.image), before: files.before && this.host.address(files.before) },
+      this.batch.size,
+      this.say('view', number),
+    )
+    this.look.offer(files.before !== null, files.levels !== null)
+    this.#showMap(number)
+    this.update()
+  }
+
+  async #showMap(number) {
+    const { levels } = this.batch.images[number]
+    const batch = this.batch
+    let found = this.maps.get(number) ?? null
+    if (!found && levels) {
+      try {
+        found = { map: readLevels(await this.host.fetch(levels), batch.cells), ground: null }
+      } catch {
+        this.tell(this.say('lost'))
+      }
+      if (this.batch !== batch || batch.order[this.place] !== number) return
+      if (found) this.maps.set(number, found)
+    }
+    // One enlarged map is enough to hold.
+    for (const other of this.maps.values()) if (other !== found) other.ground = null
+    this.view.setMap(found?.map ?? null)
+    this.#mark()
+  }
+
+  /** What the widgets say, shown. */
+  update() {
+    this.mask.update()
+    if (!this.batch) return
+    const { order, images } = this.batch
+    const { choice, keep } = this.settings.values
+    const isKnown = images.some(({ score }) => score !== null)
+    const { kept, byHand } = chosen(choice, keep, order, isKnown)
+    this.kept = kept
+    const isKept = kept.has(order[this.place])
+    this.keep.textContent = this.say(isKept ? 'kept' : 'dropped')
+    this.keep.setAttribute('aria-pressed', String(isKept))
+    const of = this.settings.chosenOf
+    this.choice.update({
+      kept: kept.size,
+      of: order.length,
+      byHand,
+      isKnown,
+      keep,
+      isStale: byHand && of !== '' && of !== this.#name(this.batch),
+    })
+    this.strip.update(kept, this.place)
+    this.#mark()
+  }
+
+  #mark() {
+    const found = this.maps.get(this.batch.order[this.place])
+    let mask = null
+    if (found) {
+      const settings = this.settings.values
+      const scale = draftScale(this.batch.size, settings.blur)
+      if (found.ground?.scale !== scale) found.ground = ground(found.map, this.batch.size, scale)
+      mask = maskOf(found.ground, settings, this.batch)
+    }
+    this.view.setMask(mask)
+    this.mask.tell(mask)
+  }
+
+  #read(pixel) {
+    const found = this.batch && this.maps.get(this.batch.order[this.place])
+    if (!pixel || !found) {
+      this.reading.tell(null)
+      return
+    }
+    const level = valueAt(found.map, ...this.batch.size, ...pixel) / unit(...this.batch.size)
+    const std = (level / MOST) * this.batch.top
+    this.reading.tell(this.say('hover', short(std), percentileOf(level, this.batch.percentiles).toFixed(1)))
+  }
+
+  toggle(place) {
+    const number = this.batch?.order[place]
+    if (number !== undefined) this.#choose(toggled(this.kept, number))
+  }
+
+  #choose(kept) {
+    if (this.batch) this.settings.choose(write(kept, this.batch.order.length), this.#name(this.batch))
+  }
+
+  #key(event) {
+    const target = /** @type {HTMLElement} */ (event.target)
+    const isTyping = target.matches('input[type=number], select')
+    if (event.ctrlKey || event.metaKey || event.altKey) return
+    const isDone = event.key === 'Enter' ? this.#enter(target) : !isTyping && this.#press(event, target)
+    // The page has keys of its own, one letter each.
+    if (isDone) event.preventDefault()
+    if (isDone || isTyping) event.stopPropagation()
+  }
+
+  #enter(target) {
+    if (target.matches('button, select')) return false
+    if (target.matches('input[type=number]')) target.dispatchEvent(new Event('change'))
+    this.host.run()
+    return true
+  }
+
+  #press(event, target) {
+    const isSlider = target.matches('input[type=range]')
+    const { key } = event
+    if (/^[1-9]$/.test(key)) this.toggle(Number(key) - 1)
+    else if (key.startsWith('Arrow') && isSlider) return false
+    else if (key.startsWith('Arrow') && event.shiftKey) this.view.pan(...PAN[key])
+    else if (key === 'ArrowLeft') this.show(this.place - 1)
+    else if (key === 'ArrowRight') this.show(this.place + 1)
+    else if (key === ' ' && target === this.view.element) this.view.flip()
+    else if (key === '+' || key === '=') this.view.zoomBy(1.5)
+    else if (key === '-') this.view.zoomBy(1 / 1.5)
+    else if (key === '0') this.view.fit()
+    else if (key === 'k') this.toggle(this.place)
+    else if (key === 'm') this.look.flip()
+    else return false
+    return true
+  }
+}
+
+const PAN = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }
