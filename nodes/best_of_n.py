@@ -94,7 +94,7 @@ class KSamplerBestOfN(io.ComfyNode):
                     tooltip="The kept images, finished, best first; batch_index is the candidate number.",
                 ),
                 UncertaintyType.Output(
-                    "uncertainty", display_name="uncertainty", tooltip="Of kept images; needs score_finished."
+                    "uncertainty_out", display_name="uncertainty", tooltip="Of kept images; needs score_finished."
                 ),
                 io.Float.Output(
                     "scores",

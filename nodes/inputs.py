@@ -140,7 +140,7 @@ def before_input() -> io.Input:
 
 def uncertainty_outputs() -> list[io.Output]:
     return [
-        UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Variance of each latent cell."),
+        UncertaintyType.Output("uncertainty_out", display_name="uncertainty", tooltip="Variance of each latent cell."),
         io.Float.Output(
             "scores", display_name="scores", is_output_list=True, tooltip="One score per image: higher is less certain."
         ),

@@ -62,7 +62,7 @@ class LatentsToUncertainty(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="The changed images alone."),
-                UncertaintyType.Output("uncertainty", display_name="uncertainty", tooltip="Of the changed images."),
+                UncertaintyType.Output("uncertainty_out", display_name="uncertainty", tooltip="Of the changed images."),
             ],
         )
 

@@ -71,6 +71,38 @@ NOTES = {
         "preview. The map is measured in pixels.\n"
         "3. **Try** another guider or sampler, or another *estimator* in the options."
     ),
+    "two_stage": (
+        "## One schedule in two stages\n"
+        "1. The first **KSampler Advanced (BayesDiff)** samples half of the steps and leaves the noise in. The second "
+        "goes on from it, with the first one's *uncertainty* connected: then the map and the scores are those of the "
+        "whole run, at no further network call.\n"
+        "2. Group 4 leaves that connection out. The last stage alone knows only what it decides itself.\n"
+        "3. **Try** another model in the second stage, with a head of its own or with none in both."
+    ),
+    "hires_fix": (
+        "## Hires fix: enlarge and sample again\n"
+        "1. A small image is enlarged as a latent and sampled again. The *uncertainty* of the small one goes along, so "
+        "the map counts both stages.\n"
+        "2. Group 3 enlarges in pixels instead: **Uncertainty to Latents** makes one batch of image and members, any "
+        "nodes change all of them alike, and **Latents to Uncertainty** turns them back.\n"
+        "3. **Try** an upscale model between *Decode* and *Encode*, or another *denoise*."
+    ),
+    "sdxl_refiner": (
+        "## SDXL base and refiner\n"
+        "1. Choose **your two checkpoints** and press Run: the base samples 20 of 25 steps, the refiner the rest. The "
+        "map counts both stages.\n"
+        "2. Without a Laplace head the map is a first look. Fit a head for each model to make it better, on what both "
+        "sampled, with *from share* and *to share* at the share of the schedule where they meet.\n"
+        "3. **Try** fewer steps of the refiner, and compare the maps."
+    ),
+    "wan22": (
+        "## Wan 2.2: two experts, one map for every frame\n"
+        "1. Choose **your files** in the four loaders and press Run: the expert of high noise samples ten steps, the "
+        "expert of low noise the rest. The second clip shows where and when the model was unsure, over both.\n"
+        "2. Without a Laplace head the map is a first look. Fit a head for each expert to make it better, on what both "
+        "sampled, with *from share* and *to share* at the share of the schedule where they meet.\n"
+        "3. **Try** a smaller size first: the second clip costs no network call."
+    ),
     "sd15": (
         "## SD 1.5: find where it is unsure, and repair it\n"
         "1. Choose **your checkpoint** in *Your checkpoint* and press Run: a head is fitted, four images are sampled "
@@ -105,6 +137,10 @@ THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "variations": [("9", number) for number in range(4)],
     "fit_a_head": [("8", 0), ("8", 1), ("17", 0), ("17", 1)],
     "sampler_custom_advanced": [("14", 0)],
+    "two_stage": [("7", 0), ("9", 0), ("7", 1), ("9", 1)],
+    "hires_fix": [("9", 0), ("10", 0), ("19", 1), ("20", 1)],
+    "sdxl_refiner": {"title": "SDXL", "lines": ["base and refiner,", "needs your checkpoints"]},
+    "wan22": {"title": "Wan 2.2", "lines": ["two experts,", "needs your models,", "text encoder and VAE"]},
     "sd15": {"title": "SD 1.5", "lines": ["needs your checkpoint"]},
     "sdxl": {"title": "SDXL", "lines": ["needs your checkpoint"]},
     "flux": {"title": "Flux", "lines": ["needs your model,", "text encoders and VAE"]},
@@ -120,6 +156,30 @@ MODELS = {
     "sd_xl_base_1.0.safetensors": {
         "url": f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
         "directory": "checkpoints",
+    },
+    "sd_xl_refiner_1.0.safetensors": {
+        "url": f"{HUB}/stabilityai/stable-diffusion-xl-refiner-1.0/resolve/main/sd_xl_refiner_1.0.safetensors",
+        "directory": "checkpoints",
+    },
+    **{
+        file: {
+            "url": f"{HUB}/Comfy-Org/{repository}/resolve/main/split_files/{folder}/{file}",
+            "directory": folder,
+        }
+        for file, repository, folder in (
+            (
+                "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+                "Wan_2.2_ComfyUI_Repackaged",
+                "diffusion_models",
+            ),
+            (
+                "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+                "Wan_2.2_ComfyUI_Repackaged",
+                "diffusion_models",
+            ),
+            ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "Wan_2.1_ComfyUI_repackaged", "text_encoders"),
+            ("wan_2.1_vae.safetensors", "Wan_2.2_ComfyUI_Repackaged", "vae"),
+        )
     },
     "flux1-dev.safetensors": {
         "url": f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",

@@ -19,7 +19,7 @@ GRAPHS = {
     for path in sorted((ROOT / "tests" / "graphs").glob("*.json"))
 }
 # Those that name model files, which the page offers to download.
-NEED_MODELS = ("sd15", "sdxl", "flux")
+NEED_MODELS = ("sd15", "sdxl", "flux", "sdxl_refiner", "wan22")
 # By node id: its widgets' values by name.
 WIDGETS = """() => Object.fromEntries(app.graph._nodes.map(
     n => [n.id, Object.fromEntries((n.widgets || []).map(w => [w.name, w.value]))]))"""

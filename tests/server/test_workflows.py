@@ -25,6 +25,8 @@ FILES = {
     "sd15": {"1": ["ckpt_name"]},
     "sdxl": {"1": ["ckpt_name"]},
     "flux": {"1": ["unet_name"], "2": ["clip_name1", "clip_name2"], "3": ["vae_name"]},
+    "sdxl_refiner": {"1": ["ckpt_name"], "2": ["ckpt_name"]},
+    "wan22": {"1": ["unet_name"], "2": ["unet_name"], "3": ["clip_name"], "4": ["vae_name"]},
 }
 # Standard deviation of an image's values from 0 to 1, below which it counts as blank.
 NOT_BLANK = 0.03
@@ -268,6 +270,19 @@ def test_variations_vary_and_keep_to_their_mask(made):
             assert change[mask].mean() > 3 * change[~mask].mean()
 
 
+def test_two_stages_of_one_schedule_make_one_map(made):
+    _, found = made("two_stage")
+    titles = ("Images", "Maps of the whole run", "Maps of the last stage alone")
+    assert shown(found) == {title: (4, 128, 128) for title in titles}
+    assert numpy.abs(found[titles[1]] - found[titles[2]]).max() > 0.1, "the first stage is in it"
+
+
+def test_hires_fix_takes_the_uncertainty_along(made):
+    _, found = made("hires_fix")
+    titles = ("Images", "Maps", "Images through pixels", "Maps through pixels")
+    assert shown(found) == {title: (2, 192, 192) for title in titles}
+
+
 # ---------------------------------------------------------------- those that need a model file
 
 
@@ -284,7 +299,7 @@ def test_the_model_files_are_all_that_is_missing(server, object_info, name):
     }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_the_rest_of_the_graph_runs_on_the_demo_model(server, name):
     """The demo model in the place of the loaders and prompts, at its own size and with fewer steps."""
     graph = on_demo_model(make_workflows.runnable(GRAPHS[name]))
@@ -295,6 +310,12 @@ def test_the_rest_of_the_graph_runs_on_the_demo_model(server, name):
     masks = found["Masks"][..., 0]
     change = numpy.abs(found["Repaired"] - found["Samples"]).mean(3)
     assert change[masks == 1].mean() > 2 * change[masks == 0].mean()
+
+
+def test_base_and_refiner_run_on_the_demo_model(server):
+    graph = on_demo_model(make_workflows.runnable(GRAPHS["sdxl_refiner"]))
+    found = images_of(server, graph, server.run(graph))
+    assert shown(found) == {"Images": (2, 128, 128), "Maps": (2, 128, 128)}
 
 
 SMALLER = dict(width=128, height=128, batch_size=2, samples=4, noise_levels=2, steps=6, grow=4, smallest_island=8)
@@ -324,7 +345,7 @@ def on_demo_model(graph: dict) -> dict:
         node["inputs"] = {
             key: places.get(tuple(value), value) if isinstance(value, list) else SMALLER.get(key, value)
             for key, value in node["inputs"].items()
-        }
+        } | ({"steps": node["inputs"]["steps"]} if "start_at_step" in node["inputs"] else {})
         if node["class_type"] == "EmptySD3LatentImage":  # 16 channels
             node["class_type"] = "EmptyLatentImage"
         small[node_id] = node
