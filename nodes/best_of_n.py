@@ -15,9 +15,9 @@ from ..host.compat import ADVANCED, search_words
 from ..host.conditioning import select_conditioning
 from ..host.latents import check_latent
 from ..host.posterior import posterior_of
+from ..host.run.stages import uncertainty_of_latent
 from ..host.selection import select_latent
 from ..host.settings import RunSettings
-from ..host.stages import uncertainty_of_latent
 from ..host.uses.best_of_n import BestOfN, Plan, best_of_n, require_separate_images
 from .inputs import (
     CATEGORY,

@@ -218,9 +218,10 @@ def choose(choice: str, keep: int, scores: torch.Tensor) -> tuple[list[int], str
         return [], "Chosen by hand: none."
     if named == ALL:
         return list(range(count)), "Chosen by hand: all."
-    kept = sorted({i for i in named if i < count}) if named else []
+    numbers = [] if isinstance(named, str) else named
+    kept = sorted({i for i in numbers if i < count})
     if kept:
-        missing = sorted({str(i) for i in named if i >= count})
+        missing = sorted({str(i) for i in numbers if i >= count})
         gone = f" The choice also names {', '.join(missing)}, which this batch does not have." if missing else ""
         return kept, f"Chosen by hand.{gone}"
     if not scores.isfinite().any():

@@ -13,9 +13,8 @@ in_process.import_core()
 
 from bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
 from bayesdiff_core.estimators.ensemble import EnsembleVariance  # noqa: E402
-from bayesdiff_core.estimators.past import Past  # noqa: E402
 from bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
-from bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, contraction  # noqa: E402
+from bayesdiff_core.estimators.trajectory import Past, Scales, State, Step, Trajectory, contraction  # noqa: E402
 from bayesdiff_core.posterior.features import LayerGeometry  # noqa: E402
 from bayesdiff_core.posterior.laplace_head import DiagonalPrecision, LaplaceHead  # noqa: E402
 

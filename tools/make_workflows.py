@@ -1,6 +1,6 @@
 """Make the shared workflows (UI format) from the graphs that the tests run (API format).
 
-    python dev.py workflows
+    python dev.py workflows [NAME ...]
 
 ``tests/graphs/NAME.json`` is the one source of a graph. In a node's ``_meta`` stand its title, the group that it is
 drawn in, and whether it is muted, which leaves it out of a run. This runs each graph in a real ComfyUI and writes, for
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -290,11 +291,13 @@ def make_card(title: str, lines: list[str], path: Path, side: int = 384) -> None
     card.save(path, quality=90)
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
         object_info = server.object_info()
         for path in sorted((ROOT / "tests" / "graphs").glob("*.json")):
+            if names and path.stem not in names:
+                continue
             graph = json.loads(path.read_text(encoding="utf-8"))
             target = ROOT / "workflows" / path.name
             workflow = to_ui(path.stem, graph, object_info, version)
@@ -310,4 +313,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

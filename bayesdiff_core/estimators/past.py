@@ -11,36 +11,16 @@ showed is read together, as if it had not been.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 
 from .evidence import levels_needed, mean_over_channels
-
-if TYPE_CHECKING:
-    from .trajectory import State, Trajectory
+from .trajectory import State, Trajectory
 
 # Noise over signal in a latent that counts as finished.
 FINISHED = 0.02
 # Noise over signal at which a run keeps half of a variance that it begins with.
 HALF_KEPT = 1.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Past:
-    """What is known of the latent that a run goes on from, in units of the clean latent in the sampler's space.
-
-    Attributes:
-        variance: ``(n, ...)``.
-        deviations: ``(k, n, ...)`` of the members 0 to k - 1; k is 0 where it has none.
-        states: of the stages before, where the run was only cut; none where something happened in between.
-        sized: whether the variances of these have their right size, and not their shape alone.
-    """
-
-    variance: torch.Tensor
-    deviations: torch.Tensor
-    states: tuple[State, ...] = ()
-    sized: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

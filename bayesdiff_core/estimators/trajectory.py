@@ -14,12 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-
-if TYPE_CHECKING:
-    from .past import Past
 
 LEAST_SIGNAL, LEAST_SIGMA = 1e-6, 1e-9
 
@@ -72,6 +69,23 @@ class State:
     @property
     def noise_over_signal(self) -> float:
         return self.scales.noise_over_signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What is known of the latent that a run goes on from, in units of the clean latent; see :mod:`.past`.
+
+    Attributes:
+        variance: ``(n, ...)``.
+        deviations: ``(k, n, ...)`` of the members 0 to k - 1; k is 0 where it has none.
+        states: of the stages before, where the run was only cut; none where something happened in between.
+        sized: whether the variances of these have their right size, and not their shape alone.
+    """
+
+    variance: torch.Tensor
+    deviations: torch.Tensor
+    states: tuple[State, ...] = ()
+    sized: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

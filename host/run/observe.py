@@ -14,7 +14,6 @@ from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ..posterior import NoPosterior, Posterior
-from ..stages import past_of
 from .beside import Beside
 from .context import RunContext, SamplerInputs
 from .look import Look
@@ -22,6 +21,7 @@ from .progress import Progress
 from .quirks import kept_generators
 from .recorder import Recorder
 from .replay import Replay
+from .stages import past_of
 from .stock import WRAPPER_KEY
 
 NEVER_ASKED = (

@@ -12,8 +12,7 @@ import comfy.samplers
 import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
-from ...bayesdiff_core.estimators.past import Past
-from ...bayesdiff_core.estimators.trajectory import Scales, State, Step, Trajectory, Unknown, contraction
+from ...bayesdiff_core.estimators.trajectory import Past, Scales, State, Step, Trajectory, Unknown, contraction
 from ..layout import match_positions, read_positions
 from .beside import Beside
 from .context import POST_CFG, RunContext

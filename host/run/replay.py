@@ -182,7 +182,7 @@ class Replay(NominalRun):
         change = x.to(context.device, context.dtype) - nominal
         at = nominal + (change if mask is None else change * mask)
         came = None if mask is None else self.came_in(member)
-        if came is not None:  # what the mask keeps of a member is its own
+        if came is not None and mask is not None:  # what the mask keeps of a member is its own
             at = at + state.signal * came * (1 - mask)
         weights = nullcontext() if member is None else self.fitted.layer.perturbed(scale * self.draw(member))
         with weights:

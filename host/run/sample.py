@@ -13,11 +13,11 @@ from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..latents import latent_grid
 from ..posterior import NoPosterior, Posterior
-from ..stages import uncertainty_of_latent
 from .beside import Beside
 from .ensemble import Start, ensemble_around
 from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, whole_or_first
 from .progress import Progress
+from .stages import uncertainty_of_latent
 from .stock import Run, sample_stock
 
 NESTED = (

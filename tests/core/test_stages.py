@@ -25,7 +25,8 @@ from bayesdiff_core.estimators.deviations import HIGH, LOW, Deviations, share_of
 from bayesdiff_core.estimators.evidence import LEVELS
 from bayesdiff_core.estimators.instant import Instant
 from bayesdiff_core.estimators.moments import Moments
-from bayesdiff_core.estimators.past import HALF_KEPT, Handover, Past, left_of_past
+from bayesdiff_core.estimators.past import HALF_KEPT, Handover, left_of_past
+from bayesdiff_core.estimators.trajectory import Past
 from bayesdiff_core.estimators.trend import Slopes, Trend
 from bayesdiff_core.reading.grid import LatentGrid
 from bayesdiff_core.reading.members import as_batch, from_batch

@@ -7,13 +7,12 @@ import logging
 
 import torch
 
-from ..bayesdiff_core.estimators.instant import NO_UNIT
-from ..bayesdiff_core.estimators.past import Past
-from ..bayesdiff_core.estimators.trajectory import State, root_mean_square
-from ..bayesdiff_core.reading.maps import resize_map
-from ..bayesdiff_core.reading.uncertainty import Uncertainty
-from .run.context import RunContext
-from .run.space import latent_slope
+from ...bayesdiff_core.estimators.instant import NO_UNIT
+from ...bayesdiff_core.estimators.trajectory import Past, State, root_mean_square
+from ...bayesdiff_core.reading.maps import resize_map
+from ...bayesdiff_core.reading.uncertainty import Uncertainty
+from .context import RunContext
+from .space import latent_slope
 
 # Of two latents of one image: an enlarged one agrees with it far better than this.
 LEAST_AGREEMENT = 0.5
