@@ -243,9 +243,11 @@ export function choiceRow(say, actions) {
   )
   return {
     element,
-    /** @param {{kept: number, of: number, byHand: boolean, isKnown: boolean, isStale: boolean, keep: number}} choice */
-    update({ kept, of, byHand, isKnown, isStale, keep }) {
+    setSurest(keep) {
       count.value = String(keep)
+    },
+    /** @param {{kept: number, of: number, byHand: boolean, isKnown: boolean, isStale: boolean}} choice */
+    update({ kept, of, byHand, isKnown, isStale }) {
       count.max = String(of)
       const words = say(byHand ? 'byHand' : isKnown ? 'automatic' : 'automaticUnknown', kept, of)
       said.textContent = isStale ? `${words} ${say('stale')}` : words

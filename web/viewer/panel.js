@@ -198,10 +198,11 @@ export class Panel {
 
   /** What the widgets say, shown. */
   update() {
+    const { choice, keep } = this.settings.values
     this.mask.update()
+    this.choice.setSurest(keep)
     if (!this.batch) return
     const { order, images } = this.batch
-    const { choice, keep } = this.settings.values
     const isKnown = images.some(({ score }) => score !== null)
     const { kept, byHand } = chosen(choice, keep, order, isKnown)
     this.kept = kept
@@ -214,7 +215,6 @@ export class Panel {
       of: order.length,
       byHand,
       isKnown,
-      keep,
       isStale: byHand && of !== '' && of !== this.#name(this.batch),
     })
     this.strip.update(kept, this.place)
