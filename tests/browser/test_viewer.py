@@ -126,7 +126,7 @@ def shown_masks(panel: Panel) -> dict[int, list[int]]:
             const [batch] = app.nodeOutputs[id].bayesdiff_viewer, found = {}
             const settings = Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))
             for (const [i, {levels}] of batch.images.entries()) {
-                const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels)}`))
+                const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels[0])}`))
                 const map = ground(readLevels(await file.arrayBuffer(), batch.cells), batch.size)
                 found[i] = [...maskOf(map, settings, batch).mask]
             }
