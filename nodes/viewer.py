@@ -42,7 +42,8 @@ class UncertaintyViewer(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The images to look at and to choose from; of clips their frames, as VAE Decode gives them.",
+                    tooltip="The images to look at and to choose from; of clips their frames, as VAE Decode gives "
+                    "them.",
                 ),
                 UncertaintyType.Input("uncertainty", tooltip="Of these images, from any sampler (BayesDiff)."),
                 io.Combo.Input(
