@@ -230,14 +230,15 @@ def choose(choice: str, keep: int, scores: torch.Tensor) -> tuple[list[int], str
         return [], "Chosen by hand: none."
     if named == ALL:
         return list(range(count)), "Chosen by hand: all."
-    kept = sorted({i for i in named if i < count}) if named else []
+    numbers = named if isinstance(named, list) else []
+    kept = sorted({i for i in numbers if i < count})
     if kept:
-        missing = sorted({str(i) for i in named if i >= count})
+        missing = [str(i) for i in sorted(set(numbers)) if i >= count]
         gone = f" The choice also names {', '.join(missing)}, which this batch does not have." if missing else ""
         return kept, f"Chosen by hand.{gone}"
     if not scores.isfinite().any():
         return list(range(count)), "Automatic: nothing is known of any image, so all are kept."
-    why = " The choice names no image of this batch." if named else ""
+    why = " The choice names no image of this batch." if numbers else ""
     surest = rank.keep_best(scores, keep).nonzero().flatten().tolist()
     return surest, f"Automatic: the surest {len(surest)} of {count}.{why}"
 
