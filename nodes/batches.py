@@ -69,11 +69,15 @@ def frames_of_clips(batches: dict, count: int) -> int:
     return batches["uncertainty"].frames if "uncertainty" in batches else 1
 
 
-def aligned(kind: str, batch, count: int, frames: int = 1):
+def aligned(kind: str, batch, count: int, frames: int = 1, name: str = ""):
     """The batch, after checking that it has ``count`` images.
 
     Images and masks of clips come frame by frame, clip after clip; they are returned as ``(count, frames, ...)``.
+
+    Args:
+        name: of the input, if it is not that of its kind.
     """
+    name = name or kind
     if kind == "masks" and len(batch) == 1:
         batch = batch.expand(count, *batch.shape[1:])
     if frames > 1 and kind in FRAMED:
@@ -83,14 +87,14 @@ def aligned(kind: str, batch, count: int, frames: int = 1):
             return batch.unflatten(0, (count, frames))
         if kind == "images" or len(batch) != count:
             raise ValueError(
-                f"Expected {count} clips of {frames} frames at the input {kind}, clip after clip, got {len(batch)} "
+                f"Expected {count} clips of {frames} frames at the input {name}, clip after clip, got {len(batch)} "
                 "frames; connect what belongs to the scores, as VAE Decode returns it."
             )
     tensor = {"latent": lambda: batch["samples"], "uncertainty": lambda: batch.variance}.get(kind, lambda: batch)()
     if tensor.is_nested or len(tensor) != count:
         got = "a nested latent" if tensor.is_nested else len(tensor)
         raise ValueError(
-            f"Expected {count} in the batch at the input {kind}, one per score, got {got}; connect the batch that the "
+            f"Expected {count} in the batch at the input {name}, one per score, got {got}; connect the batch that the "
             "scores belong to."
         )
     return batch

@@ -15,7 +15,7 @@ from ..bayesdiff_core.reading.uncertainty import Uncertainty, require_finite
 from ..host.compat import search_words
 from ..host.conditioning import Copies
 from ..host.temp_files import keep_image, keep_levels, with_progress
-from .batches import PROMPTS, aligned, describe, one_batch, one_prompt_each, side_output, split_off
+from .batches import PROMPTS, aligned, describe, frames_of_clips, one_batch, one_prompt_each, side_output, split_off
 from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
 
 AREA, VALUE, PERCENTILE = "area share", "value", "percentile"
@@ -40,15 +40,19 @@ class UncertaintyViewer(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to look at and to choose from."),
+                io.Image.Input(
+                    "images",
+                    tooltip="The images to look at and to choose from; of clips their frames, as VAE Decode gives "
+                    "them.",
+                ),
                 UncertaintyType.Input("uncertainty", tooltip="Of these images, from any sampler (BayesDiff)."),
                 io.Combo.Input(
                     "threshold",
                     options=[AREA, VALUE, PERCENTILE],
                     default=AREA,
                     optional=True,
-                    tooltip="Area share: as much of every image. Value: what exceeds a standard deviation. Percentile: "
-                    "what exceeds this percentile of all maps together.",
+                    tooltip="Area share: as much of every image or frame. Value: what exceeds a standard deviation. "
+                    "Percentile: what exceeds this percentile of all maps together.",
                 ),
                 io.Float.Input(
                     "area",
@@ -120,7 +124,8 @@ class UncertaintyViewer(io.ComfyNode):
                 io.Mask.Output(
                     "mask",
                     display_name="mask",
-                    tooltip="The mask of each kept image, at its size, as the page shows it: 1 is to be redrawn.",
+                    tooltip="The mask of each kept image or frame, at its size, as the page shows it: 1 is to be "
+                    "redrawn.",
                 ),
                 io.Int.Output(
                     "numbers",
@@ -159,30 +164,37 @@ class UncertaintyViewer(io.ComfyNode):
         batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if kind not in PROMPTS}
         uncertainty = batches["uncertainty"]
         maps, scores = Levels.of(uncertainty), uncertainty.scores().double().cpu()
-        batches = {kind: aligned(kind, batch, len(scores)) for kind, batch in batches.items()}
+        frames = frames_of_clips(batches, len(scores))
+        batches = {kind: aligned(kind, batch, len(scores), frames) for kind, batch in batches.items()}
         batches |= one_prompt_each(given, len(scores))
+        clips = with_frames(batches["images"])
         if before is not None:
             before = one_batch("images", before)
-            before = aligned("before", before.expand(len(scores) if len(before) == 1 else -1, -1, -1, -1), len(scores))
+            count = len(scores) * frames if len(before) == 1 else -1
+            before = with_frames(aligned("images", before.expand(count, -1, -1, -1), len(scores), frames, "before"))
+        # The latent frame that each frame has its map of.
+        map_of = uncertainty.grid.cells_of(frames).clamp(max=maps.cells.shape[1] - 1)
 
         kept, how = choose(choice[0], keep[0], scores)
         dropped = [i for i in range(len(scores)) if i not in kept]
         kept_batches, dropped_batches = (split(batches, index, scores) for index in (kept, dropped))
+        percentiles = maps.percentiles()
         of_map = {
             AREA: lambda values: levels.most_uncertain(values, area[0]),
             VALUE: lambda values: levels.above_std(values, value[0], maps.top),
-            PERCENTILE: lambda values: levels.above_percentile(values, percentile[0], maps.percentiles()),
+            PERCENTILE: lambda values: levels.above_percentile(values, percentile[0], percentiles),
         }[threshold[0]]
         if not kept:
             mask = ExecutionBlocker(None)
         elif not maps.known[kept].all():
             mask = ExecutionBlocker(why_unknown(uncertainty))
         else:
-            size = batches["images"].shape[1:3]
-            mask = torch.stack([of_map(levels.enlarge(maps.cells[i], *size)) for i in kept]).float()
+            size = clips.shape[2:4]
+            cells = [[of_map(levels.enlarge(cell, *size)) for cell in maps.cells[i]] for i in kept]
+            mask = torch.stack([clip[t] for clip in cells for t in map_of]).float()
             mask = masks.blur(masks.grow(mask, grow[0]), blur[0])
         report = how + LINE_BREAK + describe([kept, dropped], scores)
-        shown = what_is_shown(batches["images"], before, uncertainty, maps)
+        shown = what_is_shown(clips, before, uncertainty, maps, map_of)
         numbers = kept or ExecutionBlocker(None)
         return io.NodeOutput(*kept_batches, mask, numbers, *dropped_batches, report, ui={UI: [shown]})
 
@@ -218,15 +230,15 @@ def choose(choice: str, keep: int, scores: torch.Tensor) -> tuple[list[int], str
         return [], "Chosen by hand: none."
     if named == ALL:
         return list(range(count)), "Chosen by hand: all."
-    numbers = [] if isinstance(named, str) else named
+    numbers = named if isinstance(named, list) else []
     kept = sorted({i for i in numbers if i < count})
     if kept:
-        missing = sorted({str(i) for i in numbers if i >= count})
+        missing = [str(i) for i in sorted(set(numbers)) if i >= count]
         gone = f" The choice also names {', '.join(missing)}, which this batch does not have." if missing else ""
         return kept, f"Chosen by hand.{gone}"
     if not scores.isfinite().any():
         return list(range(count)), "Automatic: nothing is known of any image, so all are kept."
-    why = " The choice names no image of this batch." if named else ""
+    why = " The choice names no image of this batch." if numbers else ""
     surest = rank.keep_best(scores, keep).nonzero().flatten().tolist()
     return surest, f"Automatic: the surest {len(surest)} of {count}.{why}"
 
@@ -242,22 +254,35 @@ def why_unknown(uncertainty: Uncertainty) -> str:
     return ""
 
 
-def what_is_shown(images: torch.Tensor, before: torch.Tensor | None, uncertainty: Uncertainty, maps: Levels) -> dict:
-    """What the page needs, sent once: where the files of images and maps are, and their numbers."""
+def with_frames(images: torch.Tensor) -> torch.Tensor:
+    """Images ``(n, h, w, c)`` as clips of one frame; clips ``(n, frames, h, w, c)`` stay."""
+    return images if images.ndim == 5 else images[:, None]
+
+
+def what_is_shown(
+    clips: torch.Tensor, before: torch.Tensor | None, uncertainty: Uncertainty, maps: Levels, map_of: torch.Tensor
+) -> dict:
+    """What the page needs, sent once: where the files of images and maps are, and their numbers.
+
+    Args:
+        clips: ``(n, frames, h, w, c)``.
+        before: of the same number of clips and frames.
+        map_of: the latent frame of each frame, ``(frames,)``.
+    """
     scores = uncertainty.scores().double()
     percentiles = uncertainty.percentiles()
-    small = THUMB / max(images.shape[1:3])
+    small = THUMB / max(clips.shape[2:4])
     try:
         each = [
             {
-                "image": keep_image(image),
-                "thumb": keep_image(thumbnail(image, small)),
-                "before": None if before is None else keep_image(before[i]),
-                "levels": keep_levels(maps.cells[i]) if maps.known[i] else None,
+                "images": [keep_image(frame) for frame in frames],
+                "thumb": keep_image(thumbnail(frames[len(frames) // 2], small)),
+                "before": None if before is None else [keep_image(frame) for frame in before[i]],
+                "levels": [keep_levels(cells) for cells in maps.cells[i]] if maps.known[i] else None,
                 "score": number(scores[i]),
                 "percentile": None if percentiles is None else number(percentiles[i]),
             }
-            for i, image in enumerate(with_progress(images))
+            for i, frames in enumerate(with_progress(clips))
         ]
     except OSError as error:  # the chosen go on all the same
         return {
@@ -267,8 +292,9 @@ def what_is_shown(images: torch.Tensor, before: torch.Tensor | None, uncertainty
     return {
         "images": each,
         "order": rank.rank(scores).tolist(),
-        "size": list(images.shape[1:3]),
-        "cells": list(maps.cells.shape[1:]),
+        "size": list(clips.shape[2:4]),
+        "cells": list(maps.cells.shape[2:]),
+        "map_of": map_of.tolist(),
         "top": maps.top,
         "percentiles": maps.percentiles(),
         "unknown": why_unknown(uncertainty),

@@ -23,7 +23,7 @@ class Levels:
     """Maps of standard deviations in even steps from zero to the highest of the batch.
 
     Attributes:
-        cells: ``(n, h, w)`` of int64, 0 to :data:`MOST`.
+        cells: ``(n, t, h, w)`` of int64, 0 to :data:`MOST`; ``t`` latent frames, 1 of images.
         top: the standard deviation of the level :data:`MOST`.
         known: ``(n,)`` of bool; where it is false, nothing is known of the image, and its cells mean nothing.
     """
@@ -34,19 +34,20 @@ class Levels:
 
     @classmethod
     def of(cls, uncertainty: Uncertainty) -> Levels:
-        """The levels of the maps of all images of which something is known.
+        """The levels of the maps of all images or clips of which something is known.
 
         Raises:
-            ValueError: it is not the uncertainty of images.
+            ValueError: it is not the uncertainty of images or clips.
         """
         known = uncertainty.variance.isfinite().flatten(1).all(1).cpu()
-        cells = torch.zeros(len(known), *uncertainty.variance.shape[-2:], dtype=torch.int64)
+        times = 1 if uncertainty.frames == 1 else uncertainty.cells_in_time
+        cells = torch.zeros(len(known), times, *uncertainty.variance.shape[-2:], dtype=torch.int64)
         top = 0.0
         if known.any():
             std = uncertainty.select(known.nonzero().flatten()).std_map().double().cpu()
             top = float(std.max())
             if top > 0:
-                cells[known] = (std / top * MOST).round().long()
+                cells[known] = (std / top * MOST).round().long().reshape(-1, *cells.shape[1:])
         return cls(cells, top, known)
 
     def percentiles(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import numpy
 import pytest
@@ -126,7 +127,7 @@ def shown_masks(panel: Panel) -> dict[int, list[int]]:
             const [batch] = app.nodeOutputs[id].bayesdiff_viewer, found = {}
             const settings = Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))
             for (const [i, {levels}] of batch.images.entries()) {
-                const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels)}`))
+                const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels[0])}`))
                 const map = ground(readLevels(await file.arrayBuffer(), batch.cells), batch.size)
                 found[i] = [...maskOf(map, settings, batch).mask]
             }
@@ -254,6 +255,27 @@ def test_what_is_unknown_says_why(panel, page):
     expect(panel.element.locator(".bd-title")).to_contain_text("uncertainty unknown")
     expect(panel.element.get_by_role("combobox", name="Look")).to_have_value("plain")
     expect(panel.said.first).to_be_empty()
+
+
+def test_the_frames_of_a_clip_turn_image_map_and_mask_together(panel, page):
+    """Two clips of the four images: three frames each, of which the last two have one map."""
+    panel.run()
+    batch = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer[0]")
+    one, other = batch["images"][:2]
+    frames = {"images": [*one["images"], *other["images"], *one["images"]], "levels": one["levels"] + other["levels"]}
+    batch |= {"images": [one | frames, other | frames], "order": [0, 1], "map_of": [0, 1, 1]}
+    page.evaluate("told => app.graph.getNodeById(5).onExecuted({bayesdiff_viewer: [told]})", batch)
+    scrubber = panel.element.get_by_role("slider", name="Frame of the clip")
+    shown, heat = panel.view.locator("img").first, "() => document.querySelector('.bd-stage canvas').toDataURL()"
+    found = []
+    scrubber.focus()
+    for frame in range(3):
+        expect(panel.element.locator(".bd-count")).to_have_text(f"{frame + 1} / 3")
+        expect(shown).to_have_attribute("src", re.compile(frames["images"][frame]["filename"]))
+        expect(panel.said.first).to_contain_text("15.0 % masked")
+        found.append(page.evaluate(heat))
+        page.keyboard.press("ArrowRight")
+    assert found[0] != found[1] == found[2]
 
 
 # ---------------------------------------------------------------- keys, names, widths, languages

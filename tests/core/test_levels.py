@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -31,7 +32,7 @@ def test_levels_are_the_map_to_half_a_step():
     std = random_maps()
     found = Levels.of(uncertainty_of(std))
     assert found.top == pytest.approx(float(std.max())) and int(found.cells.max()) == MOST
-    assert torch.allclose(found.cells.double() * found.top / MOST, std.double(), atol=0.51 * found.top / MOST)
+    assert torch.allclose(found.cells[:, 0].double() * found.top / MOST, std.double(), atol=0.51 * found.top / MOST)
 
 
 def test_an_enlarged_map_is_the_map_that_the_other_nodes_show():
@@ -66,7 +67,7 @@ def test_of_equal_pixels_the_first_are_marked_and_never_those_of_no_uncertainty(
 def test_a_value_and_a_percentile_mark_what_exceeds_them():
     std = random_maps()
     found = Levels.of(uncertainty_of(std))
-    values = levels.enlarge(found.cells[1], 7, 9)
+    values = levels.enlarge(found.cells[1, 0], 7, 9)
     assert torch.equal(levels.above_std(values, 0.5, found.top), std[1] > 0.5)
     limit = std.flatten().quantile(0.8)
     above = levels.above_percentile(values, 80.0, found.percentiles())
@@ -76,7 +77,7 @@ def test_a_value_and_a_percentile_mark_what_exceeds_them():
 
 
 def test_percentiles_are_those_of_all_cells():
-    percentiles = Levels(torch.arange(1001).reshape(1, 7, 143) * 5, 1.0, torch.tensor([True])).percentiles()
+    percentiles = Levels(torch.arange(1001).reshape(1, 1, 7, 143) * 5, 1.0, torch.tensor([True])).percentiles()
     assert percentiles == [5 * i for i in range(1001)]
 
 
@@ -89,3 +90,12 @@ def test_what_is_unknown_has_no_level_and_does_not_count():
     assert torch.equal(found.cells[[0, 2]], known.cells) and found.percentiles() == known.percentiles()
     nothing = Levels.of(uncertainty_of(torch.full((2, 3, 3), math.nan), unknown="Nobody knows."))
     assert not nothing.known.any() and nothing.top == 0 and len(nothing.percentiles()) == 1001
+
+
+def test_a_clip_has_a_map_for_each_latent_frame():
+    std = random_maps(6).reshape(2, 3, 7, 9)
+    variance = std.square()[:, None].expand(-1, 4, -1, -1, -1)
+    clips = dataclasses.replace(uncertainty_of(std[:, 0]), variance=variance, grid=LatentGrid(8, 4))
+    found = Levels.of(clips)
+    assert found.cells.shape == (2, 3, 7, 9)
+    assert torch.equal(found.cells.flatten(0, 1), Levels.of(uncertainty_of(std.flatten(0, 1))).cells[:, 0])

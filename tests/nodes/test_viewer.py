@@ -116,9 +116,10 @@ def test_the_page_is_told_what_it_needs_and_nothing_is_written_twice(temp_folder
     _, shown = view(before=before, images=numbered(300, 200, 3))
     assert shown["order"] == [2, 0, 3, 1] and len(shown["percentiles"]) == 1001 and shown["unknown"] == ""
     for i, each in enumerate(shown["images"]):
-        files = {kind: temp_folder / each[kind]["subfolder"] / each[kind]["filename"] for kind in KINDS}
-        assert Image.open(files["image"]).size == (200, 300) and max(Image.open(files["thumb"]).size) == 192
-        assert numpy.asarray(Image.open(files["image"])).max() == int(255 * i / 10)
+        told = {kind: each[kind] if kind == "thumb" else each[kind][0] for kind in KINDS}
+        files = {kind: temp_folder / file["subfolder"] / file["filename"] for kind, file in told.items()}
+        assert Image.open(files["images"]).size == (200, 300) and max(Image.open(files["thumb"]).size) == 192
+        assert numpy.asarray(Image.open(files["images"])).max() == int(255 * i / 10)
         assert numpy.asarray(Image.open(files["before"])).max() == int(255 * (1 - i / 10))
         cells = numpy.fromfile(files["levels"], "<u2").reshape(4, 4) * shown["top"] / 65535
         assert numpy.allclose(cells, uncertainty_of().std_map()[i], atol=shown["top"] / 65535)
@@ -128,12 +129,12 @@ def test_the_page_is_told_what_it_needs_and_nothing_is_written_twice(temp_folder
     assert {path: path.stat().st_mtime_ns for path in temp_folder.rglob("*") if path.is_file()} == written
 
 
-KINDS = ("image", "thumb", "before", "levels")
+KINDS = ("images", "thumb", "before", "levels")
 
 
 def test_one_image_before_serves_all():
     _, shown = view(before=torch.ones(1, 8, 8, 3))
-    assert len({each["before"]["filename"] for each in shown["images"]}) == 1
+    assert len({each["before"][0]["filename"] for each in shown["images"]}) == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -166,10 +167,6 @@ def test_wrong_input_is_one_sentence():
         view(images=numbered(SIDE, SIDE, 3, count=3))
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input before, one per score, got 3"):
         view(before=numbered(SIDE, SIDE, 3, count=3))
-    with pytest.raises(ValueError, match="Expected the uncertainty of images, got that of a clip"):
-        variance = torch.ones(1, 4, 3, 4, 4)
-        clip = Uncertainty(variance, variance, LatentGrid(8, 4), "test", 0, {}, 1.0, torch.empty(0, *variance.shape))
-        view(uncertainty=clip)
     wrong = UncertaintyViewer.validate_inputs(choice=["<img src=x>"])
     assert "Expected the numbers of the images to keep" in wrong
     assert UncertaintyViewer.validate_inputs(choice=["0, 2"]) is UncertaintyViewer.validate_inputs() is True
@@ -181,3 +178,26 @@ def test_a_list_of_batches_is_joined():
         images=[numbered(SIDE, SIDE, 3)[:2], numbered(SIDE, SIDE, 3)[2:]], uncertainty=half, keep=[2]
     )
     assert numbers_of(output.args[0]) == [0, 2] and len(output.ui[UI][0]["images"]) == COUNT
+
+
+def test_clips_are_shown_masked_and_chosen_frame_by_frame():
+    """Two clips of five frames: the first latent frame makes one, the second four."""
+    stds = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
+    ramp = torch.linspace(0.5, 1.5, 4)
+    variance = (stds[:, :, None, None] * ramp.expand(4, 4)).square()[:, None].expand(-1, 4, -1, -1, -1)
+    clips = Uncertainty(variance, variance, LatentGrid(8, 4), "test", 0, {}, 1.0, torch.empty(0, *variance.shape))
+    images, value = numbered(SIDE, SIDE, 3, count=10), {"threshold": VALUE, "value": 0.25, "grow": 0}
+    found, shown = view(uncertainty=clips, images=images, choice="1", **value)
+    assert numbers_of(found["kept_images"]) == [5, 6, 7, 8, 9] and numbers_of(found["dropped_images"]) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    std = clips.maps((SIDE, SIDE))
+    assert torch.equal(found["mask"], masks.above(std, 0.25)[5:])
+    assert shown["map_of"] == [0, 1, 1, 1, 1]
+    assert [len(each[kind]) for each in shown["images"] for kind in ("images", "levels")] == [5, 2, 5, 2]
+    with pytest.raises(ValueError, match="Expected 2 clips of 5 frames at the input before, clip after clip, got 7"):
+        view(uncertainty=clips, images=images, before=numbered(SIDE, SIDE, 3, count=7))

@@ -183,6 +183,15 @@ def test_batch_filter_keeps_the_surest_and_shows_all_by_rank(made):
         assert numpy.argmin([numpy.abs(cell - image).mean() for cell in cells]) == rank
 
 
+def test_see_and_choose_redraws_the_surest_alone_inside_their_masks(made):
+    entry, found = made("see_and_choose")
+    assert shown(found) == {"Kept": (3, 128, 128), "Redrawn": (3, 128, 128)}
+    assert text("see_and_choose", entry, "What was chosen").startswith("Automatic: the surest 3 of 8.")
+    for before, after in zip(found["Kept"], found["Redrawn"]):
+        change = numpy.abs(before - after).mean(2)
+        assert 0.1 < (change > 0.02).mean() < 0.6, "a part was redrawn"
+
+
 def test_best_of_n_finishes_the_best_and_says_what_it_saved(made):
     entry, found = made("best_of_n")
     assert shown(found) == {"The best": (4, 128, 128), "Overlays": (4, 128, 128)}

@@ -98,6 +98,31 @@ export function readingRow(say, view) {
 }
 
 /**
+ * The frames of a clip.
+ *
+ * @param {ReturnType<import('./words.js').speaker>} say
+ * @param {(frame: number) => void} turn
+ */
+export function frameRow(say, turn) {
+  const slider = make('input', { type: 'range', min: '0', step: '1', 'aria-label': say('frame'), title: say('frame') })
+  slider.addEventListener('input', () => turn(Number(slider.value)))
+  const said = make('span', { class: 'bd-count' })
+  const label = make('span', { class: 'bd-label', textContent: say('frames') })
+  const element = make('div', { class: 'bd-row', hidden: true }, label, slider, said)
+  return {
+    element,
+    offer(count) {
+      slider.max = String(count - 1)
+      element.hidden = count === 1
+    },
+    tell(frame) {
+      slider.value = String(frame)
+      said.textContent = `${frame + 1} / ${Number(slider.max) + 1}`
+    },
+  }
+}
+
+/**
  * How the mask is set: a slider of the rule's own unit, what it covers, grow and blur.
  *
  * @param {ReturnType<import('./words.js').speaker>} say
@@ -243,9 +268,11 @@ export function choiceRow(say, actions) {
   )
   return {
     element,
-    /** @param {{kept: number, of: number, byHand: boolean, isKnown: boolean, isStale: boolean, keep: number}} choice */
-    update({ kept, of, byHand, isKnown, isStale, keep }) {
+    setSurest(keep) {
       count.value = String(keep)
+    },
+    /** @param {{kept: number, of: number, byHand: boolean, isKnown: boolean, isStale: boolean}} choice */
+    update({ kept, of, byHand, isKnown, isStale }) {
       count.max = String(of)
       const words = say(byHand ? 'byHand' : isKnown ? 'automatic' : 'automaticUnknown', kept, of)
       said.textContent = isStale ? `${words} ${say('stale')}` : words

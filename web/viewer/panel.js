@@ -1,7 +1,7 @@
 /** The panel of one node: puts view, controls and strip together, and answers keys. */
 
 import { chosen, inverted, toggled, write } from './choice.js'
-import { choiceRow, lookRow, maskRow, readingRow } from './controls.js'
+import { choiceRow, frameRow, lookRow, maskRow, readingRow } from './controls.js'
 import { make } from './dom.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
 import { draftScale, ground, maskOf } from './mask.js'
@@ -10,10 +10,10 @@ import { View } from './view.js'
 
 /**
  * @typedef {{filename: string, subfolder: string, type: string}} File
- * @typedef {{image: File, thumb: File, before: File | null, levels: File | null, score: number | null,
- *   percentile: number | null}} Shown
- * @typedef {{images: Shown[], order: number[], size: [number, number], cells: [number, number], top: number,
- *   percentiles: number[], unknown: string, problem?: string}} Batch what the node tells, see nodes/viewer.py
+ * @typedef {{images: File[], thumb: File, before: File[] | null, levels: File[] | null, score: number | null,
+ *   percentile: number | null}} Shown an image, or a clip by its frames; levels by its latent frames
+ * @typedef {{images: Shown[], order: number[], size: [number, number], cells: [number, number], map_of: number[],
+ *   top: number, percentiles: number[], unknown: string, problem?: string}} Batch what the node tells, see nodes/viewer.py
  */
 
 /** Of style.css, in pixels: between rows, around them, and the lowest view. */
@@ -40,11 +40,13 @@ export class Panel {
     this.batch = null
     this.place = 0
     this.height = 0
-    /** @type {Map<number, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} */
+    this.frame = 0
+    /** @type {Map<string, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} by file */
     this.maps = new Map()
     this.view = new View(say, (pixel) => this.#read(pixel))
     this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
     this.reading = readingRow(say, this.view)
+    this.frames = frameRow(say, (frame) => this.#turn(frame))
     this.look = lookRow(say, this.view)
     this.mask = maskRow(say, settings)
     this.choice = choiceRow(say, {
@@ -79,6 +81,7 @@ export class Panel {
       { class: 'bd-body bd-waiting' },
       make('div', { class: 'bd-row bd-head' }, step('‹', 'previous', -1), this.title, step('›', 'next', 1), this.keep),
       this.view.element,
+      this.frames.element,
       this.reading.element,
       this.look.element,
       this.mask.element,
@@ -145,7 +148,7 @@ export class Panel {
 
   /** Which images these are: their files are named by what is in them. */
   #name(batch) {
-    return batch ? batch.images.map(({ image }) => image.filename.slice(0, 4)).join('') : ''
+    return batch ? batch.images.map(({ images }) => images[0].filename.slice(0, 4)).join('') : ''
   }
 
   #brief({ score, percentile }) {
@@ -165,31 +168,53 @@ export class Panel {
     this.place = place
     remembered.set(this.#name(this.batch), place)
     const number = this.batch.order[place]
-    const files = this.batch.images[number]
     this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
-    this.view.show(
-      { image: this.host.address(files.image), before: files.before && this.host.address(files.before) },
-      this.batch.size,
-      this.say('view', number),
-    )
-    this.look.offer(files.before !== null, files.levels !== null)
-    this.#showMap(number)
+    const { images, before, levels } = this.batch.images[number]
+    this.look.offer(before !== null, levels !== null)
+    this.frames.offer(images.length)
+    this.#turn(Math.min(this.frame, images.length - 1))
     this.update()
   }
 
-  async #showMap(number) {
-    const { levels } = this.batch.images[number]
+  /** To a frame of the shown clip; an image has one. */
+  #turn(frame) {
+    const number = this.batch.order[this.place]
+    const { images, before } = this.batch.images[number]
+    if (frame < 0 || frame >= images.length) return
+    this.frame = frame
+    this.frames.tell(frame)
+    this.view.show(
+      { image: this.host.address(images[frame]), before: before && this.host.address(before[frame]) },
+      this.batch.size,
+      this.say('view', number),
+    )
+    this.#showMap()
+  }
+
+  /** The file of the shown frame's map, if anything is known of it. */
+  get #levels() {
+    const { levels } = this.batch.images[this.batch.order[this.place]]
+    return levels && levels[this.batch.map_of[this.frame]]
+  }
+
+  /** The shown frame's map, if it is there. */
+  get #found() {
+    return (this.batch && this.#levels && this.maps.get(this.#levels.filename)) || null
+  }
+
+  async #showMap() {
+    const file = this.#levels
     const batch = this.batch
-    let found = this.maps.get(number) ?? null
-    if (!found && levels) {
+    if (file && !this.#found) {
       try {
-        found = { map: readLevels(await this.host.fetch(levels), batch.cells), ground: null }
+        const map = readLevels(await this.host.fetch(file), batch.cells)
+        this.maps.set(file.filename, { map, ground: null })
       } catch {
         this.tell(this.say('lost'))
       }
-      if (this.batch !== batch || batch.order[this.place] !== number) return
-      if (found) this.maps.set(number, found)
+      if (this.batch !== batch || this.#levels !== file) return
     }
+    const found = this.#found
     // One enlarged map is enough to hold.
     for (const other of this.maps.values()) if (other !== found) other.ground = null
     this.view.setMap(found?.map ?? null)
@@ -198,10 +223,11 @@ export class Panel {
 
   /** What the widgets say, shown. */
   update() {
+    const { choice, keep } = this.settings.values
     this.mask.update()
+    this.choice.setSurest(keep)
     if (!this.batch) return
     const { order, images } = this.batch
-    const { choice, keep } = this.settings.values
     const isKnown = images.some(({ score }) => score !== null)
     const { kept, byHand } = chosen(choice, keep, order, isKnown)
     this.kept = kept
@@ -214,7 +240,6 @@ export class Panel {
       of: order.length,
       byHand,
       isKnown,
-      keep,
       isStale: byHand && of !== '' && of !== this.#name(this.batch),
     })
     this.strip.update(kept, this.place)
@@ -222,7 +247,7 @@ export class Panel {
   }
 
   #mark() {
-    const found = this.maps.get(this.batch.order[this.place])
+    const found = this.#found
     let mask = null
     if (found) {
       const settings = this.settings.values
@@ -235,7 +260,7 @@ export class Panel {
   }
 
   #read(pixel) {
-    const found = this.batch && this.maps.get(this.batch.order[this.place])
+    const found = this.#found
     if (!pixel || !found) {
       this.reading.tell(null)
       return
@@ -272,6 +297,7 @@ export class Panel {
   }
 
   #press(event, target) {
+    if (!this.batch) return false
     const isSlider = target.matches('input[type=range]')
     const { key } = event
     if (/^[1-9]$/.test(key)) this.toggle(Number(key) - 1)
@@ -279,6 +305,8 @@ export class Panel {
     else if (key.startsWith('Arrow') && event.shiftKey) this.view.pan(...PAN[key])
     else if (key === 'ArrowLeft') this.show(this.place - 1)
     else if (key === 'ArrowRight') this.show(this.place + 1)
+    else if (key === ',') this.#turn(this.frame - 1)
+    else if (key === '.') this.#turn(this.frame + 1)
     else if (key === ' ' && target === this.view.element) this.view.flip()
     else if (key === '+' || key === '=') this.view.zoomBy(1.5)
     else if (key === '-') this.view.zoomBy(1 / 1.5)
