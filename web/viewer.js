@@ -46,7 +46,7 @@ function takePlace(node, panel) {
 
 function attach(node) {
   let panel = null
-  const settings = new Settings(node, app, () => panel?.update())
+  const settings = new Settings(node, app, (name) => panel?.changed(name))
   panel = new Panel(speaker(locale()), settings, { ...host, resized: () => node.setDirtyCanvas(true, true) })
   panels.set(node, panel)
   const widget = node.addDOMWidget('viewer', 'BAYESDIFF_VIEWER', panel.element, {

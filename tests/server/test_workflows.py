@@ -189,7 +189,7 @@ def test_see_and_choose_redraws_the_surest_alone_inside_their_masks(made):
     assert text("see_and_choose", entry, "What was chosen").startswith("Automatic: the surest 3 of 8.")
     for before, after in zip(found["Kept"], found["Redrawn"]):
         change = numpy.abs(before - after).mean(2)
-        assert 0.1 < (change > 0.02).mean() < 0.6, "a part was redrawn"
+        assert change.max() > 0.05 and (change > 0.02).mean() < 0.7, "a part was redrawn"
 
 
 def test_best_of_n_finishes_the_best_and_says_what_it_saved(made):

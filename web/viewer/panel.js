@@ -221,6 +221,15 @@ export class Panel {
     this.#mark()
   }
 
+  /** A widget has another value: what hangs on it is shown anew, which a drag of the mask's slider asks for often. */
+  changed(name) {
+    if (name === 'choice' || name === 'keep' || !this.batch) this.update()
+    else {
+      this.mask.update()
+      this.#mark()
+    }
+  }
+
   /** What the widgets say, shown. */
   update() {
     const { choice, keep } = this.settings.values

@@ -8,13 +8,13 @@ export class Settings {
   /**
    * @param {any} node
    * @param {any} app
-   * @param {() => void} changed called when a value changes elsewhere
+   * @param {(name: string) => void} changed called when a value changes, here or elsewhere
    */
   constructor(node, app, changed) {
     this.node = node
     this.app = app
     this.widgets = Object.fromEntries(NAMES.map((name) => [name, node.widgets.find((w) => w.name === name)]))
-    for (const widget of Object.values(this.widgets)) {
+    for (const [name, widget] of Object.entries(this.widgets)) {
       // The panel shows them; without it they are there as of any node.
       widget.hidden = true
       widget.options.hidden = true
@@ -22,7 +22,7 @@ export class Settings {
       const before = widget.callback
       widget.callback = (...values) => {
         const answer = before?.apply(widget, values)
-        changed()
+        changed(name)
         return answer
       }
     }
