@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..bayesdiff_core.estimators.registry import NO_HEAD, RANKINGS
+from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, NO_HEAD, RANKINGS
 from ..bayesdiff_core.reading.rank import rank
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import ADVANCED, search_words
@@ -66,7 +66,7 @@ class KSamplerBestOfN(io.ComfyNode):
                 io.Combo.Input(
                     "quality",
                     options=list(RANKINGS),
-                    default=next(iter(RANKINGS)),
+                    default=DEFAULT_QUALITY,
                     tooltip="Of the ranking. Quick takes three network calls per image; the others are those of "
                     "KSampler (BayesDiff).",
                 ),

@@ -187,7 +187,7 @@ class Deviations(Estimator):
         past, count = trajectory.past, self.states
         if trajectory.end.noise_over_signal > FINISHED or past is not None:
             whole = share_of_walk(trajectory.levels[0], trajectory.end.noise_over_signal)
-            count = max(1, round(self.states * whole))
+            count = max(1, int(self.states * whole))
         chosen = choose_states(trajectory.levels, count)
         members = self.members_within(len(trajectory.states), len(chosen))
         if past is not None and 0 < len(past.deviations) < members:

@@ -96,7 +96,7 @@ MEMBERS: dict[str, Deviations] = {
 }
 DEFAULT_QUALITY = "instant"
 QUALITIES: dict[str, Instant | Deviations] = {DEFAULT_QUALITY: Instant(), **MEMBERS}
-# What ranks in Best of N. Quick is one member at three states: enough to rank by, see docs/filter.md.
+# What ranks in Best of N. Quick is one member at three states, see docs/filter.md.
 RANKINGS: dict[str, Instant | Deviations] = {"quick": Deviations(states=3, share=0.25), **QUALITIES}
 # What judges a finished image: it has as many members as the quality has at 20 steps, at this many states, or it is
 # drawn again.

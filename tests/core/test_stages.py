@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 from gaussian import (
-    MEMBER_ESTIMATORS,
     NOMINAL,
     SIGMA_MAX,
     SPREAD,
-    TAU,
     GaussianRun,
     expected_variance,
     gaussian_network,
@@ -26,13 +24,21 @@ from bayesdiff_core.estimators.evidence import LEVELS
 from bayesdiff_core.estimators.instant import Instant
 from bayesdiff_core.estimators.moments import Moments
 from bayesdiff_core.estimators.past import HALF_KEPT, Handover, left_of_past
+from bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff_core.estimators.trajectory import Past
 from bayesdiff_core.estimators.trend import Slopes, Trend
 from bayesdiff_core.reading.grid import LatentGrid
 from bayesdiff_core.reading.members import as_batch, from_batch
 from bayesdiff_core.reading.uncertainty import Uncertainty
 
-SIGMAS, CUT, AGAIN = karras(60), 25, 2.0
+SIGMAS, CUT, AGAIN = karras(40), 20, 2.0
+# Each member of the second stage goes on from one of the first. Relative error of a variance from 100 draws: 14 %.
+ESTIMATORS = [
+    Deviations(states=20, members=100),
+    Deviations(states=20, members=100, moderated=False),
+    Tangents(members=100),
+]
+TOLERANCE = 0.35
 FIRST, SECOND = SIGMAS[: CUT + 1], SIGMAS[CUT:]
 FROM_AGAIN = torch.cat([torch.tensor([AGAIN]), SIGMAS[SIGMAS < AGAIN]])
 
@@ -51,22 +57,22 @@ def with_noise(run: GaussianRun) -> torch.Tensor:
     return run.image + AGAIN * torch.randn(run.shape, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize(("estimator", "tolerance"), MEMBER_ESTIMATORS, ids=str)
-def test_members_go_on_where_a_schedule_was_cut(estimator, tolerance):
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+def test_members_go_on_where_a_schedule_was_cut(estimator):
     """Under one W both halves find what the whole run has."""
     first = GaussianRun(sample_euler, FIRST, uncertain_mean())
     past = after(first, estimator.estimate(first, along=[]))
     second = GaussianRun(sample_euler, SECOND, uncertain_mean(), start=first.image, past=past)
     estimate = estimator.estimate(second, along=[0])
-    assert estimate.variance.mean() == pytest.approx(expected_variance(), rel=tolerance)
+    assert estimate.variance.mean() == pytest.approx(expected_variance(), rel=TOLERANCE)
     assert estimate.along[0].mean() == pytest.approx(float(past.variance.mean()), rel=0.05)
     alone = estimator.estimate(GaussianRun(sample_euler, SECOND, uncertain_mean(), start=first.image), along=[])
     assert alone.variance.mean() < 0.6 * expected_variance(), "a stage that knows itself alone knows a part"
 
 
-@pytest.mark.parametrize(("estimator", "tolerance"), MEMBER_ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
 @pytest.mark.parametrize("same", [True, False], ids=["one W", "another head"])
-def test_members_go_on_through_new_noise(estimator, tolerance, same):
+def test_members_go_on_through_new_noise(estimator, same):
     """x - mu shrinks by r in the second run, so a deviation is (1 - r) of its own mean's and r of what came in."""
     first, head = GaussianRun(sample_euler, SIGMAS, uncertain_mean()), uncertain_mean()
     past = after(first, estimator.estimate(first, along=[]))
@@ -74,10 +80,11 @@ def test_members_go_on_through_new_noise(estimator, tolerance, same):
         past = dataclasses.replace(past, deviations=past.deviations.flip(0))
     second = GaussianRun(sample_euler, FROM_AGAIN, head, start=with_noise(first), past=past)
     estimate = estimator.estimate(second, along=[])
-    r, came = kept(AGAIN), math.sqrt(expected_variance())
-    own = TAU * (1 - r)
-    expected = (own + r * came) ** 2 if same else own**2 + (r * came) ** 2
-    assert estimate.variance.mean() == pytest.approx(expected, rel=max(tolerance, 0.25))
+    members = range(len(past.deviations))
+    own = torch.stack([head.draw(1, number)[1, 0] for number in members])
+    came = past.deviations.flatten(1).mean(1)
+    expected = ((1 - kept(AGAIN)) * own + kept(AGAIN) * came).square().mean()
+    assert estimate.variance.mean() == pytest.approx(float(expected), rel=0.25)
 
 
 def test_what_a_past_without_members_leaves():
@@ -120,7 +127,7 @@ def trend() -> Trend:
 
 
 @pytest.mark.parametrize("sampler", [sample_euler, sample_euler_ancestral])
-@pytest.mark.parametrize("cuts", [(10,), (40,), (15, 30), (20, 21, 50)])
+@pytest.mark.parametrize("cuts", [(10,), (30,), (8, 9, 20)])
 @pytest.mark.parametrize("estimator", [Instant(), Change()], ids=["instant", "no head"])
 def test_a_run_that_was_cut_shows_what_the_whole_one_does(estimator, cuts, sampler):
     shape = (2, 4, 8, 8)
