@@ -75,9 +75,12 @@ def layout_at(
 
         def make_output(output):
             nonlocal outputs
-            outputs = output[0].numel()
-            numbers = torch.arange(outputs, device=output.device).reshape(output.shape[1:])
-            return make_values(numbers).to(output.dtype).expand_as(output)
+            # Some networks, as Cosmos, have the frames of a clip beside each other, as if they were a batch.
+            rows = max(1, len(output) // len(x)) if layer.geometry.kind == "linear" else 1
+            outputs = rows * output[0].numel()
+            numbers = torch.arange(outputs, device=output.device).reshape(rows, *output.shape[1:])
+            values = make_values(numbers).to(output.dtype)
+            return values.repeat(len(output) // rows, *[1] * (output.ndim - 1))
 
         with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
             denoise(x)

@@ -30,6 +30,13 @@ def outline(output: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, len(flat) // OUTLINE)].float().cpu()
 
 
+def by_image(rows: torch.Tensor, images: int) -> torch.Tensor:
+    """Rows of tokens ``(images * frames, tokens, width)``, as Cosmos has them, as ``(images, frames * tokens, width)``."""
+    if rows.ndim != 3 or len(rows) <= images or len(rows) % images:
+        return rows
+    return rows.unflatten(0, (images, -1)).flatten(1, 2)
+
+
 class Answers:
     """Outlines of what the last layer returns while one prediction is made, in the order of its calls."""
 
@@ -111,7 +118,8 @@ class Look:
                 handle.remove()
         with self.beside.guarded("reading the last layer"):
             if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS and torch.is_tensor(arrived[0]):
-                self.arrivals.append((left[0][0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
+                output = by_image(left[0], len(arrived[0]))
+                self.arrivals.append((output[0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
             options = kwargs.get("transformer_options") or args[5]
             order = options["cond_or_uncond"]
             for features in seen:
@@ -174,7 +182,8 @@ class Look:
             gamma², and whether its size is right; None where nothing was seen of whole images. What was seen is
             forgotten.
         """
-        is_pair, seen, self.parts = self.is_guided_pair(), self.parts, []
+        is_pair, self.parts, seen = self.is_guided_pair(), [], self.parts
+        seen = [(number, by_image(features, images)) for number, features in seen]
         if is_pair:
             seen = self.of_one_length(seen)
             is_pair = len({features.shape for _, features in seen}) == 1

@@ -15,6 +15,7 @@ from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.host.layout import discover_last_layer, read_layout
 from bayesdiff.host.posterior import Posterior
+from bayesdiff.host.run.look import by_image
 from bayesdiff.host.run.observe import Observer
 from bayesdiff.host.run.progress import Progress
 from bayesdiff.host.run.space import output_slope
@@ -131,6 +132,7 @@ def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
             uncond, cond = parts.chunk(2)
             parts = guided_features(cond, uncond, cfg)
         slope = output_slope(sampling, torch.full((1,), state.sigma), state.x[:1])
+        parts = by_image(parts, len(state.x))
         expected = layout.place(head.variance(parts)) * slope.square()
         assert torch.allclose(state.variance, expected, rtol=1e-3)
     followed = choose_states([state.noise_over_signal for state in states], STEPS)
