@@ -19,7 +19,7 @@ from .files import read_caption, read_image
 from .identity import describe_model
 from .last_layer import LastLayer, find_last_layer
 from .latents import empty_latent, latent_grid
-from .layout import discover_last_layer, layout_at
+from .layout import by_image, discover_last_layer, layout_at
 from .run.space import output_slope
 from .settings import WHOLE, Guidance, Part, RunSettings, Stretch
 from .states import NoisedState, visit_state
@@ -224,6 +224,7 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
         with layer.watched(see):
             denoised = denoise(x)
         for features in seen:
+            features = by_image(features, len(x))
             count = layer.geometry.positions(features)
             if count not in image_positions:
                 image_positions[count] = positions_of_image(model, layer, count, denoise, x)

@@ -75,7 +75,7 @@ def layout_at(
 
         def make_output(output):
             nonlocal outputs
-            # Some networks, as Cosmos, have the frames of a clip beside each other, as if they were a batch.
+            # See by_image.
             rows = max(1, len(output) // len(x)) if layer.geometry.kind == "linear" else 1
             outputs = rows * output[0].numel()
             numbers = torch.arange(outputs, device=output.device).reshape(rows, *output.shape[1:])
@@ -141,6 +141,16 @@ def match_positions(geometry: LayerGeometry, arrivals: list[tuple[torch.Tensor, 
     if not (torch.equal(unique[at], arrived) and torch.equal(lowest[at], highest[at])):
         return None
     return lowest[at].reshape(shape)
+
+
+def by_image(rows: torch.Tensor, images: int) -> torch.Tensor:
+    """Tokens of images, ``(images, tokens, width)``, of a linear layer's rows ``(images * frames, tokens, width)``.
+
+    Cosmos has the frames of a clip beside each other, as if they were a batch. Any other tensor stays as it is.
+    """
+    if rows.ndim != 3 or len(rows) <= images or len(rows) % images:
+        return rows
+    return rows.unflatten(0, (images, -1)).flatten(1, 2)
 
 
 def end_of_image(output: torch.Tensor, returned: torch.Tensor, count: int) -> slice | None:

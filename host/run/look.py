@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.posterior.features import guided_features
-from ..layout import end_of_image
+from ..layout import by_image, end_of_image
 from ..posterior import Posterior
 from .beside import Beside
 
@@ -28,13 +28,6 @@ def outline(output: torch.Tensor) -> torch.Tensor:
     """Some values of an output, at even distances, ``(m,)``, float32 on the CPU."""
     flat = output.detach().flatten()
     return flat[:: max(1, len(flat) // OUTLINE)].float().cpu()
-
-
-def by_image(rows: torch.Tensor, images: int) -> torch.Tensor:
-    """Rows of tokens ``(images * frames, tokens, width)``, as Cosmos has them, as ``(images, frames * tokens, width)``."""
-    if rows.ndim != 3 or len(rows) <= images or len(rows) % images:
-        return rows
-    return rows.unflatten(0, (images, -1)).flatten(1, 2)
 
 
 class Answers:

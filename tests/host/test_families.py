@@ -13,9 +13,8 @@ from bayesdiff.bayesdiff_core.posterior.features import guided_features
 from bayesdiff.bayesdiff_core.posterior.fit import fit_laplace_head
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.last_layer import find_last_layer
-from bayesdiff.host.layout import discover_last_layer, read_layout
+from bayesdiff.host.layout import by_image, discover_last_layer, read_layout
 from bayesdiff.host.posterior import Posterior
-from bayesdiff.host.run.look import by_image
 from bayesdiff.host.run.observe import Observer
 from bayesdiff.host.run.progress import Progress
 from bayesdiff.host.run.space import output_slope
@@ -75,7 +74,8 @@ def test_a_fit_counts_the_positions_of_the_image_alone(setup):
     data = as_examples(torch.ones_like(latent), setup.positive)
     head = fit_head(setup.model, data, setup.negative, FitSettings(CFG, 1))
     layout, seen = read_layout(setup.model, layer, setup.positive, latent), []
-    with layer.watched(lambda features: seen.append(layer.geometry.positions(features))):
+    together = 2 * len(setup.latent["samples"])  # both prompts of all images in one call
+    with layer.watched(lambda features: seen.append(layer.geometry.positions(by_image(features, together)))):
         setup.stock()
     expected = len(layout.positions(seen[0]).unique())
     assert head.about["positions"] == str(expected)

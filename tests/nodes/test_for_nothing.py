@@ -129,7 +129,7 @@ def test_one_step_is_unknown_and_says_why(demo, demo_head, caplog):
         assert "at least two predictions" in uncertainty.unknown and uncertainty.unknown in caplog.text
         assert all(score != score for score in scores)
         # The graph goes on where nothing is read, and says why where something is.
-        (blocked,) = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).args
+        blocked, *_ = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0).args
         assert blocked.message == uncertainty.unknown
         blocked, table = UncertaintyScore.execute(uncertainty, "sum").args[:2]
         assert blocked.message == table == uncertainty.unknown
