@@ -10,6 +10,7 @@ import torch
 from ...bayesdiff_core.estimators.instant import NO_UNIT
 from ...bayesdiff_core.estimators.trajectory import Past, State, root_mean_square
 from ...bayesdiff_core.reading.maps import resize_map
+from ...bayesdiff_core.reading.members import is_enlarged
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from .context import RunContext
 from .space import latent_slope
@@ -64,9 +65,7 @@ def enlarged(uncertainty: Uncertainty, shape: torch.Size) -> Uncertainty:
         ValueError: sides grew differently, so the latent was cropped, turned or stretched.
     """
     own = uncertainty.latent.shape
-    down, across = (new / old for new, old in zip(shape[-2:], own[-2:]))
-    # A side is rounded to whole cells.
-    if abs(down / across - 1) > 1.5 / min(shape[-2:]) or shape[2:-2] != own[2:-2]:
+    if not is_enlarged(own, shape):
         raise ValueError(
             f"Expected the uncertainty of the latent that comes in, or of one that was enlarged to it, of shape "
             f"{tuple(shape)}, got one of shape {tuple(own)}; {THROUGH}"
