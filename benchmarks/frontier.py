@@ -202,6 +202,7 @@ def figures(of_prompts: list[dict[str, Found]]) -> dict[str, dict]:
             "score_spearman": ranked(torch.arange(len(scores))),
             "score_error": bootstrap_error(ranked, len(scores)),
             "std_ratio": float((scores / theirs).median()) if first.has_scale else None,
+            "mean_score": float(scores.mean()),
         }
     ceiling = ceiling_of(rows["truth"]["map_spearman"])
     rows["ceiling"] = dict.fromkeys(rows["truth"]) | dict(calls_ratio=1.0, map_spearman=ceiling)

@@ -29,6 +29,7 @@ in_process.import_host_and_pack()
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.base import STANDARD_DEVIATION  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance  # noqa: E402
 from bayesdiff.bayesdiff_core.estimators.registry import NO_HEAD, QUALITIES  # noqa: E402
 from bayesdiff.bayesdiff_core.reading.members import as_batch, from_batch  # noqa: E402
@@ -36,9 +37,7 @@ from bayesdiff.host.posterior import posterior_of  # noqa: E402
 from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
 from bayesdiff.host.settings import Guidance, RunSettings  # noqa: E402
 from factory import fit_own_head  # noqa: E402
-from figures_of_merit import bootstrap_error  # noqa: E402
-from frontier import MODELS, TRUTH_SEED, ceiling_of, rank_correlations, scores_of  # noqa: E402
-from measure import spearman  # noqa: E402
+from frontier import MODELS, TRUTH_SEED, Found, cell, figures, with_error  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
 
 DOCS = in_process.ROOT / "docs"
@@ -174,13 +173,14 @@ def estimated(setting: Setting, stages: list[Stage], estimator, carried: bool):
     return before
 
 
-def measure(setting: Setting, stages: list[Stage], members: int, is_cut: bool) -> dict[str, tuple]:
-    """Maps ``(n, h, w)`` and costs, by row."""
+def measure(setting: Setting, stages: list[Stage], members: int, is_cut: bool) -> dict[str, Found]:
+    """For one prompt: the maps of the truth's halves, and of every row."""
     nominal = whole_run(setting, stages, None)
     halves = [EnsembleVariance(nominal), EnsembleVariance(nominal)]
     for member in range(members):
         halves[member % 2].add(whole_run(setting, stages, member))
-    found = {"half": (halves[0].mean_square().mean(1), None), "truth": (halves[1].mean_square().mean(1), None)}
+    parts = zip(("half", "truth"), halves)
+    found = {name: Found(part.mean_square().mean(1), 1.0 + members / 2) for name, part in parts}
     for name, estimator in ESTIMATORS.items():
         rows = {
             "alone": estimated(setting, stages, estimator, False),
@@ -190,36 +190,9 @@ def measure(setting: Setting, stages: list[Stage], members: int, is_cut: bool) -
             rows["uncut"] = estimated(setting, [cut(0, STEPS)], estimator, False)
         for row, uncertainty in rows.items():
             assert torch.equal(uncertainty.latent, nominal) or row == "uncut", "the image is the stock sampler's"
-            found[f"{name}, {row}"] = uncertainty.variance.mean(1), uncertainty.cost
+            has_scale = estimator.measures == STANDARD_DEVIATION
+            found[f"{name}, {row}"] = Found(uncertainty.variance.mean(1), uncertainty.cost, has_scale=has_scale)
     return found
-
-
-def figures(of_prompts: list[dict]) -> dict[str, dict]:
-    def maps(name: str) -> torch.Tensor:
-        return torch.cat([found[name][0] for found in of_prompts])
-
-    half, other = maps("half"), maps("truth")
-    truth, rows = (half + other) / 2, {}
-    for name in of_prompts[0]:
-        if name == "half":
-            continue
-        against, mine = (half if name == "truth" else truth), maps(name)
-        agreement, scores, theirs = rank_correlations(mine, against), scores_of(mine), scores_of(against)
-
-        def ranked(index: torch.Tensor, scores=scores, theirs=theirs) -> float:
-            return spearman(scores[index][None], theirs[index][None])
-
-        rows[name] = {
-            "calls_ratio": of_prompts[0][name][1],
-            "map_spearman": float(agreement.mean()),
-            "map_error": float(agreement.std() / len(agreement) ** 0.5),
-            "score_spearman": ranked(torch.arange(len(scores))),
-            "score_error": bootstrap_error(ranked, len(scores)),
-            "std_ratio": None if name.startswith(NO_HEAD.name) else float((scores / theirs).median()),
-            "mean_score": float(scores.mean()),
-        }
-    rows["ceiling"] = dict.fromkeys(rows["truth"]) | dict(map_spearman=ceiling_of(rows["truth"]["map_spearman"]))
-    return rows
 
 
 def stages_of(name: str, arguments) -> list[dict]:
@@ -244,17 +217,13 @@ def stages_of(name: str, arguments) -> list[dict]:
     return rows
 
 
-def cell(value: float | None, error: float | None = None) -> str:
-    return "" if value is None else f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
 def table(rows: list[dict]) -> list[str]:
     """The rows of one case, in Markdown."""
     lines = [f"\n**{rows[0]['model']}, {rows[0]['case']}**\n", "| row | calls | map | score | std | mean score |"]
     lines.append("|---|---|---|---|---|---|")
     for row in rows:
-        cells = [cell(row["calls_ratio"]), cell(row["map_spearman"], row["map_error"])]
-        cells += [cell(row["score_spearman"], row["score_error"]), cell(row["std_ratio"]), cell(row["mean_score"])]
+        cells = [cell(row["calls_ratio"]), with_error(row, "map"), with_error(row, "score")]
+        cells += [cell(row["std_ratio"]), cell(row["mean_score"])]
         lines.append(f"| {row['setting']} | " + " | ".join(cells) + " |")
     return lines
 

@@ -71,7 +71,8 @@ class UncertaintyScore(io.ComfyNode):
             return io.NodeOutput(unknown, uncertainty.unknown, unknown)
         uncertainty.require_images()
         if score in SCORES:
-            found, of_frames = uncertainty.scores(score, mask), uncertainty.frame_scores(score, mask)
+            of_frames = uncertainty.frame_scores(score, mask)
+            found = of_frames[:, 0] if uncertainty.frames == 1 else uncertainty.scores(score, mask)
         else:
             missing = [name for name, given in (("vae", vae), ("clip_vision", clip_vision)) if given is None]
             if missing:

@@ -13,7 +13,7 @@ import torch
 
 from .base import Estimate, Estimator, NominalRun
 from .evidence import read_evidence
-from .past import left_of_past
+from .past import with_past
 from .trajectory import Trajectory
 
 
@@ -38,8 +38,7 @@ class Change(Estimator):
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         trajectory = run.trajectory
-        variance = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
-        left = left_of_past(trajectory)
-        variance = (variance if left is None else variance + left) * trajectory.end.signal**2
+        own = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
+        variance = with_past(own * trajectory.end.signal**2, trajectory)
         run.show(variance)
         return Estimate(variance, torch.empty(0, *trajectory.shape), {})

@@ -24,7 +24,7 @@ from .degrees import effective_channels
 from .ensemble import EnsembleVariance
 from .evidence import is_needed
 from .moderation import Moderation
-from .past import FINISHED, left_of_past
+from .past import FINISHED, with_past
 from .trajectory import Scales, State, Trajectory
 
 # Noise over signal of the first and the last state that are worth a call. Above, a deviation is forgotten again; below,
@@ -184,23 +184,21 @@ class Deviations(Estimator):
         A stage of a longer run follows its members at its part of the states, so that it can pay for as many as the
         whole run would have.
         """
-        past, count = trajectory.past, self.states
-        if trajectory.end.noise_over_signal > FINISHED or past is not None:
+        came, count = trajectory.came_in, self.states
+        if trajectory.end.noise_over_signal > FINISHED or trajectory.past is not None:
             whole = share_of_walk(trajectory.levels[0], trajectory.end.noise_over_signal)
             count = max(1, int(self.states * whole))
         chosen = choose_states(trajectory.levels, count)
         members = self.members_within(len(trajectory.states), len(chosen))
-        if past is not None and 0 < len(past.deviations) < members:
+        if came is not None and len(came) < members:
             # Those that have a past can be followed more closely.
-            calls, members = members * len(chosen), len(past.deviations)
+            calls, members = members * len(chosen), len(came)
             chosen = choose_states(trajectory.levels, min(self.states, calls // members))
         return chosen, members
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        trajectory, past = run.trajectory, run.trajectory.past
+        trajectory, came = run.trajectory, run.trajectory.came_in
         chosen, members = self.plan(trajectory)
-        starts = None if past is None or not len(past.deviations) else past.deviations * trajectory.states[0].signal
-        left = left_of_past(trajectory)
         end = EnsembleVariance(torch.zeros(trajectory.shape))
         points = {index: EnsembleVariance(torch.zeros(trajectory.shape)) for index in along}
         moderation = Moderation.of(run) if self.moderated else None
@@ -220,7 +218,7 @@ class Deviations(Estimator):
                 x = state.x if delta is None else state.x + delta
                 return run.denoised(state, x, member) - state.denoised
 
-            start = None if starts is None else starts[member]
+            start = None if came is None else came[member] * trajectory.states[0].signal
             delta, passed = follow(trajectory, chosen, deviate, along, start)
             deviations.append(delta)
             end.add(delta)
@@ -231,8 +229,8 @@ class Deviations(Estimator):
         if moderation is not None:
             factor = moderation.size(found, end.count)
             found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
-        if left is not None and starts is None:  # an earlier stage that knew no members
-            found = found + left * trajectory.end.signal**2
+        if came is None:
+            found = with_past(found, trajectory)
         away = ran_away(torch.stack(deviations), trajectory)
         found[away] = torch.nan
         return Estimate(found, torch.stack(deviations), along_variance, problem=RAN_AWAY if away.any() else "")

@@ -15,7 +15,7 @@ import torch
 from .base import Estimate, Estimator, NominalRun
 from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
-from .past import left_of_past
+from .past import with_past
 
 UNTAUGHT = (
     "BayesDiff: this Laplace head has learned nothing of its model's images (an older version fitted it, or with no "
@@ -45,8 +45,7 @@ class Instant(Estimator):
             logging.warning(UNTAUGHT)
         # The trend is of the clean latent.
         cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
-        variance, left = spread_over_channels(cells.exp(), trajectory), left_of_past(trajectory)
-        variance = (variance if left is None else variance + left) * trajectory.end.signal**2
+        variance = with_past(spread_over_channels(cells.exp(), trajectory) * trajectory.end.signal**2, trajectory)
         nobody = torch.empty(0, *trajectory.shape)
         if trend is None:
             return Estimate(variance, nobody, {}, NO_UNIT)

@@ -56,12 +56,12 @@ class Moderation:
             evidence = read_evidence(run.trajectory)
         except Unknown:
             return None
-        signal, trend, past = run.trajectory.end.signal, run.trend, run.trajectory.past
+        signal, trend = run.trajectory.end.signal, run.trend
         if trend is None:
             return cls(evidence, None, 0.0, signal)
         learned = trend.slopes(evidence).log_variance(evidence)
         # What an earlier stage left is in the members too, if that had any.
-        left = left_of_past(run.trajectory) if past is not None and len(past.deviations) else None
+        left = None if run.trajectory.came_in is None else left_of_past(run.trajectory)
         if left is not None:
             learned = torch.logaddexp(learned, log_of(mean_over_channels(left)))
         return cls(evidence, learned, trend.level_spread, signal)

@@ -92,6 +92,12 @@ def variance_at_start(trajectory: Trajectory) -> torch.Tensor:
     return trajectory.past.variance * trajectory.states[0].signal ** 2
 
 
+def with_past(variance: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+    """A variance of a run's own, at its end and in the sampler's space, with what is left of what came in."""
+    left = left_of_past(trajectory)
+    return variance if left is None else variance + left * trajectory.end.signal**2
+
+
 def left_of_past(trajectory: Trajectory) -> torch.Tensor | None:
     """What is left at the end of a run of the variance that it began with, ``(n, ...)``, of the clean latent.
 

@@ -18,7 +18,7 @@ import torch
 
 from .base import Denoise, Estimate, Estimator, NominalRun, knob
 from .ensemble import EnsembleVariance
-from .past import left_of_past
+from .past import with_past
 from .trajectory import State
 
 # Share of a draw for the finite difference: small enough to be linear, large enough for half precision.
@@ -41,24 +41,21 @@ class Tangents(Estimator):
         return self.members * len(levels)
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        shape, past = run.trajectory.shape, run.trajectory.past
-        starts = None if past is None or not len(past.deviations) else past.deviations
+        shape, came = run.trajectory.shape, run.trajectory.came_in
         end = EnsembleVariance(torch.zeros(shape))
         points = {index: EnsembleVariance(torch.zeros(shape)) for index in along}
         members = []
-        for member in range(self.members if starts is None else min(self.members, len(starts))):
+        for member in range(self.members if came is None else min(self.members, len(came))):
 
             def change(denoise: Denoise, state: State, deviation: torch.Tensor, member: int = member) -> torch.Tensor:
                 return denoise(state, state.x + deviation, member, SHARE) - state.denoised
 
-            deviation, passed = run.ride(change, None if starts is None else SHARE * starts[member])
+            deviation, passed = run.ride(change, None if came is None else SHARE * came[member])
             members.append(deviation / SHARE)
             end.add(members[-1])
             run.show(end.mean_square())
             for index, point in points.items():
                 point.add(passed[index] / SHARE)
         found = {index: point.mean_square() for index, point in points.items()}
-        variance, left = end.mean_square(), left_of_past(run.trajectory)
-        if left is not None and starts is None:  # an earlier stage that knew no members
-            variance = variance + left * run.trajectory.end.signal**2
+        variance = end.mean_square() if came is not None else with_past(end.mean_square(), run.trajectory)
         return Estimate(variance, torch.stack(members), found)

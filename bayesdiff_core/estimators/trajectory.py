@@ -120,6 +120,11 @@ class Trajectory:
         return [state.noise_over_signal for state in self.states]
 
     @property
+    def came_in(self) -> torch.Tensor | None:
+        """Deviations of members from the clean latent that the run began with, ``(k, n, ...)``; None of no members."""
+        return None if self.past is None or not len(self.past.deviations) else self.past.deviations
+
+    @property
     def states_of_all_stages(self) -> tuple[State, ...]:
         """Those of the stages before too, where the run was only cut."""
         return self.states if self.past is None else self.past.states + self.states

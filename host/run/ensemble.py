@@ -18,7 +18,7 @@ from .quirks import kept_generators
 from .stock import Passed, Run, sample_stock
 
 
-class Start(NamedTuple):
+class Origin(NamedTuple):
     """What members start from: a LATENT, and the uncertainty of it if an earlier stage left one."""
 
     latent: dict
@@ -36,7 +36,7 @@ def ensemble_around(
     sampled: dict,
     passed: list[Passed],
     run: Run,
-    start: Start,
+    start: Origin,
     posterior: Posterior,
     ensemble: Ensemble,
     save_at: SaveAt,

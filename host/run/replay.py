@@ -181,8 +181,9 @@ class Replay(NominalRun):
         nominal = state.x.to(context.device, context.dtype)
         change = x.to(context.device, context.dtype) - nominal
         at = nominal + (change if mask is None else change * mask)
-        came = None if mask is None else self.came_in(member)
-        if came is not None and mask is not None:  # what the mask keeps of a member is its own
+        came: torch.Tensor | float = 0.0
+        if mask is not None:  # what the mask keeps of a member is its own
+            came = self.came_in(member)
             at = at + state.signal * came * (1 - mask)
         weights = nullcontext() if member is None else self.fitted.layer.perturbed(scale * self.draw(member))
         with weights:
@@ -191,16 +192,16 @@ class Replay(NominalRun):
         self.calls += 1
         self.progress.call(self.calls, len(self.trajectory.states))
         if mask is not None:
-            kept = state.denoised.to(denoised) + (0.0 if came is None else came)
+            kept = state.denoised.to(denoised) + came
             denoised = kept + (denoised - kept) * mask
         return denoised.float().cpu()
 
-    def came_in(self, member: int | None) -> torch.Tensor | None:
-        """How far a member is from the clean latent that the run began with; None where nothing is known of it."""
-        past = self.trajectory.past
-        if past is None or member is None or member >= len(past.deviations):
-            return None
-        return past.deviations[member].to(self.context.device, self.context.dtype)
+    def came_in(self, member: int | None) -> torch.Tensor | float:
+        """How far a member is from the clean latent that the run began with; 0 where nothing is known of it."""
+        came = self.trajectory.came_in
+        if came is None or member is None or member >= len(came):
+            return 0.0
+        return came[member].to(self.context.device, self.context.dtype)
 
     def index_of(self, state: State) -> int:
         return next(index for index, known in enumerate(self.trajectory.states) if known is state)

@@ -14,7 +14,7 @@ from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..latents import latent_grid
 from ..posterior import NoPosterior, Posterior
 from .beside import Beside
-from .ensemble import Start, ensemble_around
+from .ensemble import Origin, ensemble_around
 from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, whole_or_first
 from .progress import Progress
 from .stages import uncertainty_of_latent
@@ -95,7 +95,7 @@ def sample_with_uncertainty(
         sampled, passed = sample_stock(run, model, latent, progress, save_at=save_at)
         with beside.guarded("sampling the ensemble"):
             found = ensemble_around(
-                sampled, passed, run, Start(latent, before), posterior, estimator, save_at, progress
+                sampled, passed, run, Origin(latent, before), posterior, estimator, save_at, progress
             )
     else:
         observer = Observer(posterior, estimator, save_at, progress, before)
