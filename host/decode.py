@@ -25,11 +25,15 @@ def seen_through(vae: VAE, uncertainty: Uncertainty) -> Uncertainty:
     """The uncertainty with the VAE's own pixels and frames of a latent cell.
 
     Raises:
-        ValueError: the VAE decodes the first latent frame to more than one frame, or later ones to other numbers.
+        ValueError: neither the model's latent format nor a rule of one frame first and as many for each later latent
+            frame tells how many frames the VAE decodes to.
     """
-    grid = LatentGrid(vae.spacial_compression_decode(), vae.temporal_compression_decode() or 1)
+    pixels, cells = vae.spacial_compression_decode(), uncertainty.cells_in_time
+    grid = LatentGrid(pixels, vae.temporal_compression_decode() or 1)
     found = dataclasses.replace(uncertainty, grid=grid)
-    if found.frames > 1 and (frames := vae.upscale_ratio[0](found.cells_in_time)) != found.frames:
+    if found.frames > 1 and (frames := vae.upscale_ratio[0](cells)) != found.frames:
+        if uncertainty.frames == frames:
+            return dataclasses.replace(uncertainty, grid=uncertainty.grid._replace(pixels=pixels))
         raise ValueError(
             f"Expected a VAE that decodes {found.cells_in_time} latent frames to {found.frames} frames, the first to "
             f"one and each later one to {grid.frames}, got one that decodes them to {frames}; connect the VAE of the "

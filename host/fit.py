@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import comfy.model_management
@@ -12,14 +14,16 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..bayesdiff_core.estimators.parts import unpack
 from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from .calibrate import OwnRun, calibrate
 from .files import read_caption, read_image
 from .identity import describe_model
-from .last_layer import LastLayer, find_last_layer
+from .last_layer import LastLayer, find_last_layer, other_last_layers
 from .latents import empty_latent, latent_grid
 from .layout import by_image, discover_last_layer, layout_at
+from .nested import batches_of, by_part, count_of, joined, normal_noise, parts_of, shapes_of
 from .run.space import output_slope
 from .settings import WHOLE, Guidance, Part, RunSettings, Stretch
 from .states import NoisedState, visit_state
@@ -30,7 +34,7 @@ CALL_CELLS, CALL_IMAGES = 64 * 64, 4
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Latents ``(n, ...)`` as the user sees them, and the conditioning that describes them all."""
+    """Latents ``(n, ...)`` as the user sees them, nested or not, and the conditioning that describes them all."""
 
     latents: torch.Tensor
     positive: list
@@ -38,12 +42,12 @@ class Example:
 
 def call_batch(latents: torch.Tensor) -> int:
     """How many of the latents ``(n, ...)`` to give to one call of the network."""
-    return max(1, min(CALL_IMAGES, CALL_CELLS // latents[0, 0].numel()))
+    return max(1, min(CALL_IMAGES, CALL_CELLS // parts_of(latents)[0][0, 0].numel()))
 
 
 def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
     """Latents under one conditioning, in batches that the network is called with."""
-    return [Example(batch, positive) for batch in latents.split(call_batch(latents))]
+    return [Example(batch, positive) for batch in batches_of(latents, call_batch(latents))]
 
 
 def own_samples(
@@ -62,8 +66,7 @@ def own_samples(
     """
     positive, negative, cfg = guidance
     empty = empty_latent(model, latent)
-    shape, generator = (count, *empty.shape[1:]), torch.Generator().manual_seed(seed)
-    noises = torch.randn(shape, generator=generator).split(call_batch(empty))
+    noises = batches_of(normal_noise(empty, count, torch.Generator().manual_seed(seed)), call_batch(empty))
     settings = RunSettings(steps, cfg, "euler", "simple", positive, negative)
     stretch = Stretch.of(part, settings.sigmas(model), model.get_model_object("model_sampling"))
     bar = comfy.utils.ProgressBar(len(noises) * stretch.last)
@@ -78,7 +81,7 @@ def own_samples(
             "simple",
             positive,
             negative,
-            torch.zeros_like(noise),
+            by_part(torch.zeros_like, noise),
             last_step=stretch.last,
             force_full_denoise=True,
             seed=seed,
@@ -86,7 +89,7 @@ def own_samples(
             disable_pbar=True,
         )
 
-    return torch.cat([sampled for noise in noises for sampled in or_one_by_one(sample, noise)])
+    return joined([sampled for noise in noises for sampled in or_one_by_one(sample, noise)])
 
 
 def or_one_by_one(work: Callable, *batches: torch.Tensor) -> list:
@@ -96,9 +99,9 @@ def or_one_by_one(work: Callable, *batches: torch.Tensor) -> list:
     except comfy.model_management.InterruptProcessingException:
         raise
     except Exception:
-        if len(batches[0]) == 1:
+        if count_of(batches[0]) == 1:
             raise
-        return [work(*alone) for alone in zip(*(batch.split(1) for batch in batches))]
+        return [work(*alone) for alone in zip(*(batches_of(batch, 1) for batch in batches))]
 
 
 def encode_image(vae, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -148,25 +151,37 @@ def examples_from_folder(
     return data, captions
 
 
-def last_layer_for_fit(model: ModelPatcher, example: Example) -> LastLayer:
-    """The last layer by the table, or where that is silent by a look at a few calls of the network."""
+def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer]:
+    """The last layer by the table, or where that is silent by a look at a few calls of the network.
+
+    Of nested latents those of the other parts too, as far as they have one.
+    """
+    latent = by_part(lambda part: part[:1], example.latents)
     try:
-        return find_last_layer(model)
+        first = find_last_layer(model)
     except ValueError:
-        return discover_last_layer(model, example.positive, example.latents[:1])
+        first = discover_last_layer(model, example.positive, latent)
+    layers = [first, *other_last_layers(model, first)]
+    for part in range(len(layers), len(parts_of(latent))):
+        with suppress(ValueError):
+            layers.append(discover_last_layer(model, example.positive, latent, part))
+    return layers[: len(parts_of(latent))]
 
 
 def positions_of_image(
-    model: ModelPatcher, layer: LastLayer, count: int, denoise, x: torch.Tensor
+    model: ModelPatcher, layer: LastLayer, count: int, denoise: Callable[[], object], latent: torch.Size
 ) -> torch.Tensor | None:
     """Which of a linear layer's ``count`` tokens become part of the image; None where they all do.
 
     Some families send text or reference tokens through the last layer too and slice them off afterwards.
+
+    Args:
+        denoise, latent: see :func:`~.layout.layout_at`.
     """
     if layer.geometry.kind != "linear":
         return None
     try:
-        return layout_at(model, layer, denoise, x).positions(count).unique()
+        return layout_at(model, layer, denoise, latent).positions(count).unique()
     except ValueError:  # prompts for areas, each seen alone: the network never returns a whole latent
         return None
 
@@ -198,71 +213,109 @@ class FitSettings:
     steps: int = 12
 
 
+class LayerFit:
+    """What a fit gathers of one last layer.
+
+    Args:
+        settings: of the fit.
+        generator: source of the choice of positions.
+    """
+
+    def __init__(self, layer: LastLayer, settings: FitSettings, generator: torch.Generator):
+        self.layer, self.settings = layer, settings
+        self.hessian = GaussNewton(layer.geometry, generator)
+        self.weights: torch.Tensor | None = None
+        self.seen: list[torch.Tensor] = []
+        self.image_positions: dict[int, torch.Tensor | None] = {}
+
+    def see(self, features: torch.Tensor) -> None:
+        """The layer's input in a call of the network."""
+        if self.weights is None:
+            self.weights = self.layer.geometry.weights_of(self.layer.module.forward, features)
+        self.seen.append(features)
+
+    def count(
+        self, model: ModelPatcher, denoise: Callable[[], object], latent: torch.Size, residual: torch.Tensor
+    ) -> None:
+        """Count what was seen of a state, whose prediction was off by ``residual`` in units of the output.
+
+        Args:
+            denoise, latent: see :func:`~.layout.layout_at`.
+        """
+        seen, self.seen = self.seen, []
+        for features in seen:
+            features = by_image(features, latent[0])
+            count = self.layer.geometry.positions(features)
+            if count not in self.image_positions:
+                self.image_positions[count] = positions_of_image(model, self.layer, count, denoise, latent)
+            self.hessian.add_features(features, self.image_positions[count])
+        self.hessian.add_residual(residual)
+
+    def head(self, images: int, about: dict[str, str]) -> LaplaceHead:
+        """The head of the layer, from a data set of so many images."""
+        assert self.weights is not None, "a data set is not empty"
+        about |= {
+            "positions": str(self.hessian.positions),
+            "noise_std": " ".join(f"{value:.4g}" for value in self.hessian.noise_std),
+        }
+        matrix, settings = self.hessian.matrix(images), self.settings
+        return fit_laplace_head(
+            self.layer.geometry, self.weights, matrix, settings.structure, settings.explained_variance, about
+        )
+
+
 def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSettings) -> LaplaceHead:
-    """Fit a Laplace head of ``model``.
+    """Fit a Laplace head of ``model``, of nested latents with a head for each part that has a last layer.
 
     A call of the network at a latent x0, a sigma and noise eps shows the features that training saw. Its residual,
     known because x0 is, is the noise of the likelihood.
     """
-    layer = last_layer_for_fit(model, data[0])
     generator = torch.Generator().manual_seed(settings.seed)
-    hessian = GaussNewton(layer.geometry, generator)
-    weights: torch.Tensor | None = None
+    fits = [LayerFit(layer, settings, generator) for layer in last_layers_for_fit(model, data[0])]
     prompts = 1 if settings.cfg == 1 else 2
     progress = comfy.utils.ProgressBar(settings.levels * prompts * len(data))
-    image_positions: dict[int, torch.Tensor | None] = {}
 
-    def visit(denoise, x, sigma, x0):
-        seen: list[torch.Tensor] = []
-
-        def see(features):
-            nonlocal weights
-            if weights is None:
-                weights = layer.geometry.weights_of(layer.module.forward, features)
-            seen.append(features)
-
-        with layer.watched(see):
+    def visit(denoise, x, sigma, x0, shapes):
+        with ExitStack() as stack:
+            for fit in fits:
+                stack.enter_context(fit.layer.watched(fit.see))
             denoised = denoise(x)
-        for features in seen:
-            features = by_image(features, len(x))
-            count = layer.geometry.positions(features)
-            if count not in image_positions:
-                image_positions[count] = positions_of_image(model, layer, count, denoise, x)
-            hessian.add_features(features, image_positions[count])
-        sampling = model.get_model_object("model_sampling")
-        hessian.add_residual((denoised - x0) / output_slope(sampling, sigma, x0))
+        residual = (denoised - x0) / output_slope(model.get_model_object("model_sampling"), sigma, x0)
+        parts = unpack(residual, shapes)
+        for fit in fits:
+            part = parts[fit.layer.part]
+            fit.count(model, lambda: denoise(x), part.shape, part)
         progress.update(1)
 
     for level in range(settings.levels):
         for example in data:
             for conditioning in (example.positive, negative)[:prompts]:
                 share = settings.part.at((level + float(torch.rand((), generator=generator))) / settings.levels)
-                eps = torch.randn(example.latents.shape, generator=generator)
+                eps = normal_noise(example.latents, count_of(example.latents), generator)
                 alone = Guidance(conditioning, conditioning, 1.0)
 
                 def at_state(latents, eps, share=share, alone=alone):
-                    visit_state(model, NoisedState(latents, share, eps), alone, visit)
+                    seen = functools.partial(visit, shapes=shapes_of(latents))
+                    visit_state(model, NoisedState(latents, share, eps), alone, seen)
 
                 or_one_by_one(at_state, example.latents, eps)
-        hessian.end_level()
-    assert weights is not None, "a data set is not empty"
-    images = sum(len(example.latents) for example in data)
-    about = describe_model(model, layer) | {
+        for fit in fits:
+            fit.hessian.end_level()
+    images = sum(count_of(example.latents) for example in data)
+    said = {
         "data": settings.source,
         "images": str(images),
         "cfg": f"{settings.cfg:g}",
         "seed": str(settings.seed),
         "noise_levels": str(settings.levels),
         "part": settings.part.words,
-        "positions": str(hessian.positions),
-        "noise_std": " ".join(f"{value:.4g}" for value in hessian.noise_std),
     }
-    matrix, structure, explained = hessian.matrix(images), settings.structure, settings.explained_variance
-    head = fit_laplace_head(layer.geometry, weights, matrix, structure, explained, about)
+    first, *others = (fit.head(images, describe_model(model, fit.layer) | said) for fit in fits)
+    head = dataclasses.replace(first, others=tuple(others))
     if settings.own_images == 0:
         return head
     prompts = [data[number * len(data) // settings.own_images].positive for number in range(settings.own_images)]
     runs = [RunSettings(settings.steps, settings.cfg, "euler", "simple", prompt, negative) for prompt in prompts]
-    latents = torch.cat([example.latents for example in data])
-    starts = [latents[number % len(latents)][None] for number in range(settings.own_images)]
+    latents = [latent for example in data for latent in batches_of(example.latents, 1)]
+    starts = [latents[number % len(latents)] for number in range(settings.own_images)]
     return calibrate(head, model, [OwnRun(*run, settings.part) for run in zip(runs, starts)], settings.seed)

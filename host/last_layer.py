@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,6 +15,7 @@ from ..bayesdiff_core.posterior.features import LayerGeometry
 # afterwards, so that a posterior over its weights is a posterior over the network's output.
 PATHS = (
     "out.2",  # SD1, SD2, SDXL
+    "final_layer.video_out",  # MiniMax H3
     "final_layer.linear",  # SD3, Flux, Chroma, Lumina 2, PixArt, Hunyuan-DiT, Hunyuan-Video, Cosmos, HiDream, Mochi
     "final_linear",  # AuraFlow
     "head.head",  # Wan
@@ -22,6 +23,11 @@ PATHS = (
     "proj_out",  # Qwen-Image, LTXV
     "clf.1",  # Stable Cascade
 )
+# Of networks that sample a nested latent: the last layers of its other parts (sound), by that of its first (picture).
+OTHER_PATHS = {
+    "proj_out": ("audio_proj_out",),  # LTX-2 and later
+    "final_layer.video_out": ("final_layer.audio_out",),  # MiniMax H3
+}
 
 
 def eager() -> AbstractContextManager:
@@ -36,6 +42,7 @@ class LastLayer:
 
     Attributes:
         path: where the layer is, under ``diffusion_model``.
+        part: which part of a nested latent it makes, from 0.
         module: the live layer. Hooks on it are always taken off again by the context managers below.
         geometry: its shape.
     """
@@ -43,6 +50,7 @@ class LastLayer:
     path: str
     module: torch.nn.Module
     geometry: LayerGeometry
+    part: int = 0
 
     @contextmanager
     def watched(self, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
@@ -93,3 +101,13 @@ def find_last_layer(model: ModelPatcher, path: str | None = None) -> LastLayer:
         f"Expected a model whose last layer is {' or '.join(PATHS if path is None else [path])}, got "
         f"{type(network).__name__}, which has none; connect Fit Laplace Head, which finds it."
     )
+
+
+def other_last_layers(model: ModelPatcher, first: LastLayer) -> list[LastLayer]:
+    """The last layers that make the other parts of a nested latent, by the table; none of most models."""
+    network, found = model.model.diffusion_model, []
+    for part, path in enumerate(OTHER_PATHS.get(first.path, ()), 1):
+        with suppress(AttributeError):
+            module = network.get_submodule(path)
+            found.append(LastLayer(path, module, LayerGeometry.of(module), part))
+    return found

@@ -16,11 +16,14 @@ from comfy.model_patcher import ModelPatcher
 
 from ..bayesdiff_core.posterior.features import LayerGeometry
 from .last_layer import LastLayer, eager
+from .nested import by_part, parts_of
 from .settings import Guidance
 from .states import NoisedState, visit_state
 
 # Small enough to pass through bfloat16 unharmed.
 DIGIT = 128
+# How far from a whole number a digit may arrive.
+WHOLE_NUMBER = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,14 @@ def replaced(module: torch.nn.Module, make_output):
         handle.remove()
 
 
-def layout_at(
-    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
-) -> Layout:
+def layout_at(model: ModelPatcher, layer: LastLayer, denoise: Callable[[], object], latent: torch.Size) -> Layout:
     """Find where the outputs of ``layer`` end up while a state is visited, see :data:`~.states.Visit`.
 
     Takes a few network calls.
+
+    Args:
+        denoise: calls the network.
+        latent: shape of the latents, or of the layer's part of nested ones, ``(n, ...)``.
 
     Raises:
         ValueError: what follows the layer is more than a reordering, so this is not the last layer.
@@ -75,20 +80,22 @@ def layout_at(
 
         def make_output(output):
             nonlocal outputs
+            shape, output = output.shape, with_batch(output) if layer.geometry.kind == "linear" else output
             # See by_image.
-            rows = max(1, len(output) // len(x)) if layer.geometry.kind == "linear" else 1
+            rows = max(1, len(output) // latent[0]) if layer.geometry.kind == "linear" else 1
             outputs = rows * output[0].numel()
             numbers = torch.arange(outputs, device=output.device).reshape(rows, *output.shape[1:])
             values = make_values(numbers).to(output.dtype)
-            return values.repeat(len(output) // rows, *[1] * (output.ndim - 1))
+            return values.repeat(len(output) // rows, *[1] * (output.ndim - 1)).reshape(shape)
 
-        with replaced(layer.module, make_output), replaced(model.model.diffusion_model, lambda y: seen.append(y)):
-            denoise(x)
-        if not outputs or seen[0].shape[1:] != x.shape[1:]:
+        with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
+            denoise()
+        arrived = part_of(seen[0], layer.part) if seen else None
+        if not outputs or arrived is None or arrived.shape[1:] != latent[1:]:
             raise ValueError(
                 f"Expected {layer.path} to make outputs that become a latent, but it does not; choose another model."
             )
-        return seen[0][0].double()
+        return arrived[0].double()
 
     offset = arriving(torch.zeros_like)
     sign = arriving(torch.ones_like) - offset
@@ -143,11 +150,24 @@ def match_positions(geometry: LayerGeometry, arrivals: list[tuple[torch.Tensor, 
     return lowest[at].reshape(shape)
 
 
+def part_of(returned, part: int) -> torch.Tensor | None:
+    """One part of what a network returned, which of a nested latent is a list of them; None of anything else."""
+    if isinstance(returned, (list, tuple)):
+        returned = returned[part] if part < len(returned) else None
+    return returned if torch.is_tensor(returned) else None
+
+
+def with_batch(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a linear layer with a dimension for the batch, which networks that take one sample may leave out."""
+    return rows[None] if rows.ndim == 2 else rows
+
+
 def by_image(rows: torch.Tensor, images: int) -> torch.Tensor:
     """Tokens of images, ``(images, tokens, width)``, of a linear layer's rows ``(images * frames, tokens, width)``.
 
     Cosmos has the frames of a clip beside each other, as if they were a batch. Any other tensor stays as it is.
     """
+    rows = with_batch(rows)
     if rows.ndim != 3 or len(rows) <= images or len(rows) % images:
         return rows
     return rows.unflatten(0, (images, -1)).flatten(1, 2)
@@ -178,25 +198,27 @@ def holds(tensor: torch.Tensor, values: torch.Tensor) -> bool:
 
 
 def read_positions(
-    model: ModelPatcher, layer: LastLayer, denoise: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, count: int
+    model: ModelPatcher, layer: LastLayer, denoise: Callable[[], object], latent: torch.Size, count: int
 ) -> torch.Tensor | None:
-    """The output position, of ``count``, that each element of a latent like x comes from, by a few network calls.
+    """The output position, of ``count``, that each element of a latent comes from, by a few network calls.
 
-    For a layer that is known to be the last one; a sign that follows it does not matter here.
+    For a layer that is known to be the last one; a sign that follows it does not matter here. Where the network goes on
+    computing with its outputs, as MiniMax H3 does with the sound's, they arrive as no whole numbers, and nothing is
+    told.
 
     Args:
-        denoise: calls the network for a batch as large as what it is given.
-        x: ``(n, ...)``.
+        denoise: calls the network.
+        latent: shape of one image, or of the layer's part of a nested latent.
 
     Returns:
-        ``x.shape[1:]``; None where the network never returns a whole latent (a prompt for an area).
+        of that shape; None where the network never returns a whole latent (a prompt for an area), or another one.
     """
-    conv, positions, power = layer.geometry.kind == "conv2d", torch.zeros(x.shape[1:], dtype=torch.long), 1
+    conv, positions, power = layer.geometry.kind == "conv2d", torch.zeros(latent, dtype=torch.long), 1
     while power == 1 or power < count:
         seen: list[torch.Tensor] = []
 
         def make_output(output: torch.Tensor, power: int = power) -> torch.Tensor | None:
-            shape = output.shape[2:] if conv else output.shape[1:-1]
+            shape = output.shape[2:] if conv else with_batch(output).shape[1:-1]
             if shape.numel() != count:  # a window, or an area
                 return None
             digits = torch.arange(count, device=output.device) // power % DIGIT
@@ -204,10 +226,14 @@ def read_positions(
 
         # One digit of the position at a time: the network may take no other batch than the run's.
         with replaced(layer.module, make_output), replaced(model.model.diffusion_model, seen.append):
-            denoise(x)
-        if not seen or not torch.is_tensor(seen[0]) or seen[0].shape[1:] != x.shape[1:]:
+            denoise()
+        arrived = part_of(seen[0], layer.part) if seen else None
+        if arrived is None or arrived.shape[1:] != latent:
             return None
-        positions += power * seen[0][0].abs().round().long().cpu()
+        digits = arrived[0].abs().float()
+        if (digits - digits.round()).abs().max() > WHOLE_NUMBER:
+            return None
+        positions += power * digits.round().long().cpu()
         power *= DIGIT
     return positions.clamp(max=count - 1)
 
@@ -219,9 +245,10 @@ def read_layout(model: ModelPatcher, layer: LastLayer, positive, latent: torch.T
         ValueError: see :func:`layout_at`.
     """
     found: list[Layout] = []
+    shapes = [part.shape for part in parts_of(latent)]
 
     def visit(denoise, x, sigma, x0):
-        found.append(layout_at(model, layer, denoise, x))
+        found.append(layout_at(model, layer, lambda: denoise(x), shapes[layer.part]))
 
     visit_once(model, positive, latent, visit)
     return found[0]
@@ -229,11 +256,15 @@ def read_layout(model: ModelPatcher, layer: LastLayer, positive, latent: torch.T
 
 def visit_once(model: ModelPatcher, positive, latent: torch.Tensor, visit) -> None:
     """Visit a state in the middle of the schedule, without guidance."""
-    visit_state(model, NoisedState(latent, 0.5, torch.zeros_like(latent)), Guidance(positive, positive, 1.0), visit)
+    state = NoisedState(latent, 0.5, by_part(torch.zeros_like, latent))
+    visit_state(model, state, Guidance(positive, positive, 1.0), visit)
 
 
-def discover_last_layer(model: ModelPatcher, positive, latent: torch.Tensor) -> LastLayer:
+def discover_last_layer(model: ModelPatcher, positive, latent: torch.Tensor, part: int = 0) -> LastLayer:
     """The last layer of a network that the table does not know: the latest called one whose outputs are the latent.
+
+    Args:
+        part: of a nested latent, that the outputs are.
 
     Raises:
         ValueError: no layer of the network is one.
@@ -251,7 +282,7 @@ def discover_last_layer(model: ModelPatcher, positive, latent: torch.Tensor) -> 
             handle.remove()
     for name, module in reversed(called):
         try:
-            layer = LastLayer(name, module, LayerGeometry.of(module))
+            layer = LastLayer(name, module, LayerGeometry.of(module), part)
             read_layout(model, layer, positive, latent)
             return layer
         except ValueError:

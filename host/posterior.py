@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import ClassVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..bayesdiff_core.estimators.trend import Trend
 from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from .identity import WARN_ONLY, describe_model, described_once, differing
@@ -18,6 +20,8 @@ from .settings import Part
 
 # Of what a head's file says, in letters of a sentence about it.
 LONGEST = 200
+# Between the seeds of the draws of two layers: with the same seed these would not be independent.
+OTHER_DRAWS = 0x9E3779B97F4A7C15
 # By which factor a sigma may lie outside the part that a head is for: schedules of few steps are coarse.
 OUTSIDE = 1.2
 
@@ -34,6 +38,8 @@ class NoPosterior:
     seed: int = 0
     about: ClassVar[dict[str, str]] = {}
     calibration: ClassVar[None] = None
+    trends: ClassVar[tuple[()]] = ()
+    parts: ClassVar[tuple[()]] = ()
 
     def on(self, model: ModelPatcher) -> NoPosterior:
         """The same of a clone of the model."""
@@ -51,12 +57,14 @@ class Posterior:
         layer: its last layer.
         head: the Laplace head.
         seed: of the draws.
+        others: posteriors of the last layers of the other parts of a nested latent, such as sound.
     """
 
     model: ModelPatcher
     layer: LastLayer
     head: LaplaceHead
     seed: int = 0
+    others: tuple[Posterior, ...] = ()
 
     @classmethod
     def bind(cls, head: LaplaceHead, model: ModelPatcher, seed: int = 0) -> Posterior:
@@ -70,6 +78,19 @@ class Posterior:
         except ValueError:
             layer = find_last_layer(model)
         check_identity(head, model, layer)
+        others = []
+        for number, other in enumerate(head.others, 1):
+            at = dataclasses.replace(find_last_layer(model, other.about.get("layer")), part=number)
+            others.append(cls.of_layer(other, model, at, seed + number * OTHER_DRAWS))
+        return dataclasses.replace(cls.of_layer(head, model, layer, seed), others=tuple(others))
+
+    @classmethod
+    def of_layer(cls, head: LaplaceHead, model: ModelPatcher, layer: LastLayer, seed: int) -> Posterior:
+        """The posterior of one layer alone.
+
+        Raises:
+            ValueError: the head is of another shape.
+        """
         if head.geometry != layer.geometry:
             raise ValueError(
                 f"Expected a Laplace head for a last layer of {layer.geometry.in_features} to "
@@ -80,7 +101,12 @@ class Posterior:
 
     def on(self, model: ModelPatcher) -> Posterior:
         """The same posterior of a clone of the model, which shares its network."""
-        return dataclasses.replace(self, model=model)
+        return dataclasses.replace(self, model=model, others=tuple(other.on(model) for other in self.others))
+
+    @property
+    def parts(self) -> tuple[Posterior, ...]:
+        """Of each layer: this one, and the others."""
+        return self, *self.others
 
     @property
     def about(self) -> dict[str, str]:
@@ -92,9 +118,26 @@ class Posterior:
         """What the head learned of the model."""
         return self.head.calibration
 
+    @property
+    def trends(self) -> list[Trend | None]:
+        """What the head learned of each part."""
+        return [part.calibration and part.calibration.trend for part in self.parts]
+
     def draw(self, number: int) -> torch.Tensor:
         """Draw ``number``, from 0, of ``dW = W - W*``, ``(width, out_features)``, float32 on the CPU."""
         return self.head.draw(self.seed, number)
+
+    def draws(self, number: int) -> list[torch.Tensor]:
+        """:meth:`draw` of each of :attr:`parts`."""
+        return [part.draw(number) for part in self.parts]
+
+    @contextmanager
+    def moved(self, draws: list[torch.Tensor], scale: float = 1.0) -> Iterator[None]:
+        """Weights ``W* + scale dW`` of all layers inside the ``with`` block."""
+        with ExitStack() as stack:
+            for part, change in zip(self.parts, draws):
+                stack.enter_context(part.layer.perturbed(scale * change))
+            yield
 
     def warn_of_other_part(self, sampling, sigmas: torch.Tensor) -> None:
         """Warn of a run outside the part of the schedule that the head was fitted for."""
@@ -111,7 +154,7 @@ class Posterior:
 
     def perturbed(self, number: int) -> AbstractContextManager[None]:
         """Weights ``W* + dW`` of draw ``number`` inside the ``with`` block."""
-        return self.layer.perturbed(self.draw(number))
+        return self.moved(self.draws(number))
 
 
 def posterior_of(head: LaplaceHead | None, model: ModelPatcher, seed: int = 0) -> Posterior | NoPosterior:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .conditioning import rows
+from .nested import by_part, count_of, joined, parts_of, whole
 
 
 def select_latent(latent: dict, index: list[int]) -> dict:
@@ -14,13 +15,23 @@ def select_latent(latent: dict, index: list[int]) -> dict:
     a sampler gives each the noise that it had; noise masks of fewer images are repeated as samplers do.
     """
     samples, mask = latent["samples"], latent.get("noise_mask")
-    chosen = latent | {"samples": samples[index]}
-    if mask is not None and len(masks := images_first(mask, samples)) > 1:
-        chosen["noise_mask"] = rows(masks, index, len(samples))
-    numbers = latent.get("batch_index") or list(range(len(samples)))
-    if len(numbers) == len(samples):
+    count = count_of(samples)
+    chosen = latent | {"samples": by_part(lambda part: part[index], samples)}
+    if mask is not None:
+        chosen["noise_mask"] = select_mask(mask, samples, index)
+    numbers = latent.get("batch_index") or list(range(count))
+    if len(numbers) == count:
         chosen["batch_index"] = [numbers[i] for i in index]
     return chosen
+
+
+def select_mask(mask: torch.Tensor, samples: torch.Tensor, index: list[int]) -> torch.Tensor:
+    """The noise masks of the images at ``index``; one that is for all stays."""
+    if mask.is_nested:
+        return by_part(lambda part, of: select_mask(part, of, index), mask, samples)
+    samples = parts_of(samples)[0]
+    masks = images_first(mask, samples)
+    return rows(masks, index, len(samples)) if len(masks) > 1 else mask
 
 
 def join_latents(latents: list[dict]) -> dict:
@@ -29,17 +40,19 @@ def join_latents(latents: list[dict]) -> dict:
     Raises:
         ValueError: noise masks of several sizes.
     """
-    joined = latents[0] | {"samples": torch.cat([latent["samples"] for latent in latents])}
+    found = latents[0] | {"samples": joined([latent["samples"] for latent in latents])}
     if any(latent.get("noise_mask") is not None for latent in latents):
-        joined["noise_mask"] = join_masks(latents)
+        found["noise_mask"] = join_masks(latents)
     # Without numbers, an image had the noise of its place.
-    numbers = [latent.get("batch_index") or range(len(latent["samples"])) for latent in latents]
-    joined["batch_index"] = [number for part in numbers for number in part]
-    return joined
+    numbers = [latent.get("batch_index") or range(count_of(latent["samples"])) for latent in latents]
+    found["batch_index"] = [number for part in numbers for number in part]
+    return found
 
 
 def join_masks(latents: list[dict]) -> torch.Tensor:
     """The noise masks of all images: that of the first if it is one and the same for all, else ``(n, ...)``."""
+    if latents[0]["samples"].is_nested:
+        return join_nested_masks(latents)
     masks = [latent.get("noise_mask") for latent in latents]
     given = [images_first(mask, latent["samples"]) for mask, latent in zip(masks, latents) if mask is not None]
     first = given[0]
@@ -60,6 +73,19 @@ def join_masks(latents: list[dict]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def join_nested_masks(latents: list[dict]) -> torch.Tensor:
+    """:func:`join_masks` of nested latents, part by part; a plain mask is that of the first part."""
+    parts = []
+    for number in range(len(parts_of(latents[0]["samples"]))):
+        same = [{"samples": parts_of(latent["samples"])[number]} for latent in latents]
+        for one, latent in zip(same, latents):
+            masks = [] if latent.get("noise_mask") is None else parts_of(latent["noise_mask"])
+            # Where there is none the sampler draws everywhere.
+            one["noise_mask"] = masks[number] if number < len(masks) else torch.ones_like(one["samples"][:, :1])
+        parts.append(join_masks(same))
+    return whole(parts)
+
+
 def images_first(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     """A noise mask as ``(k, ...)``: one for each of the first ``k`` images, or one for all."""
     if mask.ndim == 2:
@@ -73,6 +99,6 @@ def images_first(mask: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
 
 def by_image(latent: dict, versions: list[torch.Tensor]) -> dict:
     """One LATENT of all versions of the first image, then all of the second, and so on."""
-    count = len(latent["samples"])
+    count = count_of(latent["samples"])
     chosen = select_latent(latent, [image for image in range(count) for _ in versions])
-    return chosen | {"samples": torch.stack(versions, dim=1).flatten(0, 1)}
+    return chosen | {"samples": by_part(lambda *same: torch.stack(same, dim=1).flatten(0, 1), *versions)}

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from .nested import by_part, packed
 from .settings import Guidance
 
 # What is done at a state: called with ``denoise`` (a function of x that calls the network as a sampler would), the
@@ -29,7 +30,7 @@ class VisitState(comfy.samplers.Sampler):
         assert latent_image is not None, "a state is that of a latent"
         sampling = model_wrap.inner_model.model_sampling
         sigma = torch.full((len(latent_image),), float(sampling.percent_to_sigma(self.share)), device=noise.device)
-        x = sampling.noise_scaling(sigma, self.eps.to(latent_image), latent_image)
+        x = sampling.noise_scaling(sigma, packed(self.eps).to(latent_image), latent_image)
         self.visit(lambda x: model_wrap(x, sigma, **extra_args), x, sigma, latent_image)
         return latent_image
 
@@ -53,7 +54,7 @@ def visit_state(model: ModelPatcher, state: NoisedState, guidance: Guidance, vis
     """
     sampler = VisitState(visit, min(max(state.share, 1e-3), 1 - 1e-3), state.eps)
     positive, negative, cfg = guidance
-    start, sigmas = torch.zeros_like(state.latent), torch.ones(2)
+    start, sigmas = by_part(torch.zeros_like, state.latent), torch.ones(2)
     # Some families want a seed, for the noise that they add to the pictures of a prompt.
     comfy.sample.sample_custom(
         model, start, cfg, sampler, sigmas, positive, negative, state.latent, disable_pbar=True, seed=0

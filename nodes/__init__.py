@@ -13,6 +13,7 @@ from .repair import Repair
 from .resample import Resample
 from .sampler import KSamplerAdvancedBayesDiff, KSamplerBayesDiff, SamplerCustomBayesDiff
 from .score import UncertaintyScore
+from .sound import SeparateAVUncertainty
 from .stages import LatentsToUncertainty, UncertaintyToLatents
 from .viewer import UncertaintyViewer
 
@@ -28,6 +29,7 @@ NODES = [
     Repair,
     UncertaintyToLatents,
     LatentsToUncertainty,
+    SeparateAVUncertainty,
     UncertaintyOptionsNode,
     UncertaintyWithoutHead,
     UncertaintyMap,

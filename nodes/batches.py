@@ -8,6 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.conditioning import Copies, join_conditionings, select_conditioning
+from ..host.nested import count_of, parts_of
 from ..host.selection import join_latents, select_latent
 from .inputs import LINE_BREAK, UncertaintyType
 
@@ -38,8 +39,8 @@ def one_batch(kind: str, parts: list):
     """
     if kind == "masks":
         parts = [part[None] if part.ndim == 2 else part for part in parts]
-    if len(parts) == 1 or (kind == "latent" and any(part["samples"].is_nested for part in parts)):
-        return parts[0]  # a nested latent is refused later, alone or not
+    if len(parts) == 1:
+        return parts[0]
     found = list(dict.fromkeys(likeness(kind, part) for part in parts))
     if len(found) > 1:
         raise ValueError(
@@ -55,14 +56,15 @@ def likeness(kind: str, part) -> str:
     if kind == "uncertainty":
         size = " x ".join(map(str, part.variance.shape[1:]))
         return f"{size} ({part.estimator}, {len(part.deviations)} members, {len(part.trajectory)} points of the way)"
-    return " x ".join(map(str, (part["samples"] if kind == "latent" else part).shape[1:]))
+    tensors = parts_of(part["samples"]) if kind == "latent" else [part]
+    return " and ".join(" x ".join(map(str, tensor.shape[1:])) for tensor in tensors)
 
 
 def frames_of_clips(batches: dict, count: int) -> int:
     """How many frames of each of ``count`` clips stand side by side in images and masks; 1 of images."""
     clips = [batches["uncertainty"].variance] if "uncertainty" in batches else []
-    clips += [batches["latent"]["samples"]] if "latent" in batches else []
-    if "images" in batches and any(not clip.is_nested and clip.ndim == 5 and clip.shape[2] > 1 for clip in clips):
+    clips += parts_of(batches["latent"]["samples"])[:1] if "latent" in batches else []
+    if "images" in batches and any(clip.ndim == 5 and clip.shape[2] > 1 for clip in clips):
         frames, rest = divmod(len(batches["images"]), count)
         if not rest:
             return frames
@@ -90,9 +92,8 @@ def aligned(kind: str, batch, count: int, frames: int = 1, name: str = ""):
                 f"Expected {count} clips of {frames} frames at the input {name}, clip after clip, got {len(batch)} "
                 "frames; connect what belongs to the scores, as VAE Decode returns it."
             )
-    tensor = {"latent": lambda: batch["samples"], "uncertainty": lambda: batch.variance}.get(kind, lambda: batch)()
-    if tensor.is_nested or len(tensor) != count:
-        got = "a nested latent" if tensor.is_nested else len(tensor)
+    got = count_of(batch["samples"]) if kind == "latent" else len(batch)
+    if got != count:
         raise ValueError(
             f"Expected {count} in the batch at the input {name}, one per score, got {got}; connect the batch that the "
             "scores belong to."
@@ -107,7 +108,7 @@ def one_prompt_each(given: dict[str, list], count: int) -> dict[str, list]:
         ValueError: a list of prompts that are not one for each part.
     """
     sizes = {
-        kind: [len(part["samples"] if kind == "latent" else part) for part in given[kind]]
+        kind: [count_of(part["samples"]) if kind == "latent" else len(part) for part in given[kind]]
         for kind in ("latent", "uncertainty", "images")
         if kind in given
     }

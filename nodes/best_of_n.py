@@ -14,6 +14,7 @@ from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import ADVANCED, search_words
 from ..host.conditioning import select_conditioning
 from ..host.latents import check_latent
+from ..host.nested import count_of
 from ..host.posterior import posterior_of
 from ..host.run.stages import uncertainty_of_latent
 from ..host.selection import select_latent
@@ -165,7 +166,7 @@ class KSamplerBestOfN(io.ComfyNode):
 
 def repeat(latent: dict, count: int) -> dict:
     """A LATENT of ``count`` candidates, repeated from the given ones, each with its own noise."""
-    size = len(latent["samples"])
+    size = count_of(latent["samples"])
     numbers = latent.get("batch_index") if size == count else None
     return select_latent(latent, [i % size for i in range(count)]) | {"batch_index": numbers or list(range(count))}
 

@@ -19,6 +19,7 @@ from ..host.fit import (
     own_samples,
 )
 from ..host.latents import check_latent
+from ..host.nested import parts_of
 from ..host.settings import Guidance, Part
 from .inputs import CATEGORY, LaplaceHeadType
 
@@ -181,6 +182,7 @@ class FitLaplaceHead(io.ComfyNode):
         require_laplace_torch()
         check_latent(model, latent)
         require_inputs(fit_on, given)
+        require_no_sound(fit_on, latent)
         part = part_of_schedule(from_share, to_share, fit_on)
         source = fit_on
         if fit_on == OWN_SAMPLES:
@@ -225,12 +227,25 @@ def encoded_latents(latent: dict, positive: list) -> list[Example]:
     Raises:
         ValueError: they are empty.
     """
-    if not latent["samples"].any():
+    if not any(part.any() for part in parts_of(latent["samples"])):
         raise ValueError(
             "Expected a latent of encoded images to fit on, got an empty latent; connect VAE Encode, or set "
             f"fit_on to '{OWN_SAMPLES}'."
         )
     return as_examples(latent["samples"], positive)
+
+
+def require_no_sound(fit_on: str, latent: dict) -> None:
+    """Refuse to fit on pictures alone where latents have sound too.
+
+    Raises:
+        ValueError: the latent is nested.
+    """
+    if fit_on in (IMAGES, FOLDER) and latent["samples"].is_nested:
+        raise ValueError(
+            f"Expected '{OWN_SAMPLES}' or '{LATENTS}' to fit on a model that samples picture and sound together, got "
+            f"'{fit_on}', which have no sound; set fit_on to one of these."
+        )
 
 
 def require_inputs(fit_on: str, given: dict) -> None:

@@ -51,7 +51,7 @@ class UncertaintyPlot(io.ComfyNode):
         if plot == OVER_SIGMA:
             sigmas, stds = uncertainty.std_over_sigma()
             return io.NodeOutput(plot_over_sigma(sigmas, stds, width, height))
-        uncertainty.require_images()
+        uncertainty.require_numbers()
         if plot == OVER_FRAMES:
             if uncertainty.frames == 1:
                 raise ValueError(

@@ -10,6 +10,7 @@ from ..bayesdiff_core.reading import clip_masks, masks
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.compat import search_words
 from ..host.latents import check_belongs, check_latent, is_clip, latent_grid, require_content
+from ..host.nested import latent_of, parts_of
 from ..host.posterior import posterior_of
 from ..host.selection import by_image
 from ..host.settings import RunSettings
@@ -121,8 +122,9 @@ class Repair(io.ComfyNode):
         check_latent(model, latent_image)
         require_content(latent_image, "repair")
         allowed = latent_image.get("noise_mask")
+        samples, of_clips = parts_of(latent_image["samples"])[0], is_clip(latent_image["samples"])
+        allowed = None if allowed is None else parts_of(allowed)[0]
         masks.require_finite_mask(allowed)
-        samples, of_clips = latent_image["samples"], is_clip(latent_image["samples"])
         if of_clips:
             clips = len(samples), samples.shape[2], latent_grid(model)
             allowed = clip_masks.inside_clips(allowed, *clips, first_frame, last_frame)
@@ -152,7 +154,7 @@ class Repair(io.ComfyNode):
         tried = torch.stack([best.by_clip(mask) for mask in (nothing, *(attempt.mask for attempt in attempts))], dim=1)
         scores = best.scores()
         return io.NodeOutput(
-            latent_image | {"samples": best.latent},
+            latent_image | {"samples": latent_of(best)},
             best,
             scores.tolist(),
             by_image(latent_image, versions),

@@ -8,6 +8,7 @@ from ..bayesdiff_core.reading import clip_masks
 from ..bayesdiff_core.reading.masks import require_finite_mask
 from ..host.compat import search_words
 from ..host.latents import check_belongs, check_latent, check_mask
+from ..host.nested import latent_of, parts_of
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.resample import Variations, resample
@@ -100,6 +101,7 @@ class Resample(io.ComfyNode):
         if nothing := nothing_to_read(cls, uncertainty):
             return nothing
         inside = latent_image.get("noise_mask") if mask is None else mask
+        inside = None if inside is None else parts_of(inside)[0]
         require_finite_mask(inside)
         if uncertainty.frames > 1:
             clips = len(uncertainty), uncertainty.cells_in_time, uncertainty.grid
@@ -109,5 +111,5 @@ class Resample(io.ComfyNode):
         wanted = Variations(start_at, variations, strength, seed)
         found = resample(model, RunSettings(**settings), uncertainty, wanted, inside)
         if include_original:
-            found = [uncertainty.latent, *found]
+            found = [latent_of(uncertainty), *found]
         return io.NodeOutput(by_image(latent_image, found))

@@ -54,8 +54,7 @@ def check(
     """Check what the user gave, before any work: the posterior of ``model``, if there is a head."""
     if problem := members_problem(members):
         raise ValueError(problem)
-    if not latent["samples"].is_nested:
-        check_latent(model, latent)
+    check_latent(model, latent)
     warn_of_mixed_masks(latent)
     # Draw k of one head is the same W in every stage.
     return posterior_of(head, model, seed if before is None else before.handover.seed)

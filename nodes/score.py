@@ -69,7 +69,10 @@ class UncertaintyScore(io.ComfyNode):
         if uncertainty.unknown:
             unknown = ExecutionBlocker(uncertainty.unknown)
             return io.NodeOutput(unknown, uncertainty.unknown, unknown)
-        uncertainty.require_images()
+        if score in SCORES and uncertainty.grid.time and mask is None:
+            uncertainty.require_numbers()
+        else:
+            uncertainty.require_images()
         if score in SCORES:
             of_frames = uncertainty.frame_scores(score, mask)
             found = of_frames[:, 0] if uncertainty.frames == 1 else uncertainty.scores(score, mask)

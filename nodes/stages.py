@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bayesdiff_core.reading.members import as_batch, from_batch
 from ..host.compat import search_words
+from ..host.nested import latent_of
 from .inputs import CATEGORY, UncertaintyType, nothing_to_read
 
 
@@ -69,4 +70,4 @@ class LatentsToUncertainty(io.ComfyNode):
     @classmethod
     def execute(cls, latents, uncertainty) -> io.NodeOutput:
         found = from_batch(latents["samples"], uncertainty)
-        return io.NodeOutput({"samples": found.latent}, found)
+        return io.NodeOutput({"samples": latent_of(found)}, found)

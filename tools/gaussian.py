@@ -11,6 +11,7 @@ import torch
 
 in_process.import_core()
 
+from bayesdiff_core.estimators.base import Shown  # noqa: E402
 from bayesdiff_core.estimators.deviations import Deviations  # noqa: E402
 from bayesdiff_core.estimators.ensemble import EnsembleVariance  # noqa: E402
 from bayesdiff_core.estimators.tangents import Tangents  # noqa: E402
@@ -148,6 +149,10 @@ class GaussianRun:
         self.image = sampler(gaussian_network(NOMINAL), x, sigmas)
         states = tuple(self.looked(state) for state in run.states)
         self.trajectory = dataclasses.replace(run, states=states, past=past)
+
+    @property
+    def shown(self) -> list[Shown]:
+        return [Shown(part, self.trend) for part in self.trajectory.parts]
 
     def looked(self, state: State) -> State:
         scale = state.sigma / (SPREAD**2 + state.sigma**2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -39,17 +39,29 @@ class Estimate:
     problem: str = ""
 
 
-class NominalRun(Protocol):
-    """What a host offers to an estimator once the nominal run is over.
+class Shown(NamedTuple):
+    """What the nominal run shows for nothing of an image, or of one part of a nested latent.
 
     Attributes:
-        trajectory: the run.
-        trend: what the head learned of its own model; None where it learned nothing.
-        generator: source of an estimator's own random numbers. Posterior draws are not among them: these have numbers.
+        trajectory: the run, in the shape of that part.
+        trend: what the head learned of its own model there; None where it learned nothing.
     """
 
     trajectory: Trajectory
     trend: Trend | None
+
+
+class NominalRun(Protocol):
+    """What a host offers to an estimator once the nominal run is over.
+
+    Attributes:
+        trajectory: the run, as the sampler steps it.
+        shown: what it shows, of each part of a nested latent; of any other latent one.
+        generator: source of an estimator's own random numbers. Posterior draws are not among them: these have numbers.
+    """
+
+    trajectory: Trajectory
+    shown: list[Shown]
     generator: torch.Generator
 
     def denoised(self, state: State, x: torch.Tensor, member: int | None = None, scale: float = 1.0) -> torch.Tensor:

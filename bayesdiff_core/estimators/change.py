@@ -38,7 +38,12 @@ class Change(Estimator):
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
         trajectory = run.trajectory
-        own = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
-        variance = with_past(own * trajectory.end.signal**2, trajectory)
+        variance = trajectory.pack([change_of(part) for part in trajectory.parts])
         run.show(variance)
         return Estimate(variance, torch.empty(0, *trajectory.shape), {})
+
+
+def change_of(trajectory: Trajectory) -> torch.Tensor:
+    """Square of the change at the end of the run, ``(n, ...)``, what came in included."""
+    own = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
+    return with_past(own * trajectory.end.signal**2, trajectory)

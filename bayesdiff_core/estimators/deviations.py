@@ -20,7 +20,6 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from .base import Estimate, Estimator, NominalRun, knob
-from .degrees import effective_channels
 from .ensemble import EnsembleVariance
 from .evidence import is_needed
 from .moderation import Moderation
@@ -201,16 +200,17 @@ class Deviations(Estimator):
         chosen, members = self.plan(trajectory)
         end = EnsembleVariance(torch.zeros(trajectory.shape))
         points = {index: EnsembleVariance(torch.zeros(trajectory.shape)) for index in along}
-        moderation = Moderation.of(run) if self.moderated else None
+        moderations = [Moderation.of(shown) if self.moderated else None for shown in run.shown]
         deviations: list[torch.Tensor] = []
 
         def variance(found: EnsembleVariance) -> torch.Tensor:
-            squares = found.mean_square()
-            if moderation is None:
-                return squares
-            degrees = found.count * effective_channels(torch.stack(deviations))
-            kept = squares * (1 - moderation.evidence.inside[:, None].float())
-            return moderation.shape(squares - kept, degrees) + kept
+            parts = zip(moderations, trajectory.unpack(found.mean_square()), trajectory.unpack(torch.stack(deviations)))
+            return trajectory.pack([part if by is None else by.shape(part, moved) for by, part, moved in parts])
+
+        def sizes(found: torch.Tensor) -> torch.Tensor:
+            parts = zip(moderations, trajectory.unpack(found))
+            factors = [torch.ones(()) if by is None else by.size(part, end.count) for by, part in parts]
+            return trajectory.pack([factor.expand_as(part) for factor, part in zip(factors, trajectory.unpack(found))])
 
         for member in range(members):
 
@@ -226,11 +226,11 @@ class Deviations(Estimator):
             for index, point in points.items():
                 point.add(passed[index])
         found, along_variance = variance(end), {index: variance(point) for index, point in points.items()}
-        if moderation is not None:
-            factor = moderation.size(found, end.count)
-            found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
+        factor = sizes(found)
+        found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
         if came is None:
             found = with_past(found, trajectory)
-        away = ran_away(torch.stack(deviations), trajectory)
+        walks = zip(trajectory.unpack(torch.stack(deviations)), trajectory.parts)
+        away = torch.stack([ran_away(walk, part) for walk, part in walks]).any(0)
         found[away] = torch.nan
         return Estimate(found, torch.stack(deviations), along_variance, problem=RAN_AWAY if away.any() else "")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Estimate, Estimator, NominalRun
+from .base import Estimate, Estimator, NominalRun, Shown
 from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
 from .past import with_past
@@ -39,22 +39,41 @@ class Instant(Estimator):
         return 0
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:
-        trajectory, trend = run.trajectory, run.trend
-        evidence = read_evidence(trajectory)
-        if trend is None:
+        trajectory, untaught = run.trajectory, run.shown[0].trend is None
+        if untaught:
             logging.warning(UNTAUGHT)
-        # The trend is of the clean latent.
-        cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
-        variance = with_past(spread_over_channels(cells.exp(), trajectory) * trajectory.end.signal**2, trajectory)
+        variance = trajectory.pack([variance_of(shown, untaught) for shown in run.shown])
         nobody = torch.empty(0, *trajectory.shape)
-        if trend is None:
+        if untaught:
             return Estimate(variance, nobody, {}, NO_UNIT)
         run.show(variance)
         on_the_way = {}
         for index in along:
-            state = trajectory.states[index]
-            # Where the run begins, every member is where it is, unless an earlier stage left them apart.
-            apart = index > 0 or trajectory.past is not None
-            moved = trend.way_at(state) * state.signal / trajectory.end.signal if apart else 0.0
-            on_the_way[index] = variance * moved**2
+            parts = zip(trajectory.unpack(variance), run.shown)
+            on_the_way[index] = trajectory.pack([part * way(shown, index) ** 2 for part, shown in parts])
         return Estimate(variance, nobody, on_the_way)
+
+
+def variance_of(shown: Shown, untaught: bool) -> torch.Tensor:
+    """Variance at the end of the run, ``(n, ...)``; NaN of a part of which the head has learned nothing.
+
+    Args:
+        untaught: the head has learned nothing of any part.
+    """
+    trajectory, trend = shown
+    if trend is None and not untaught:
+        return torch.full(trajectory.shape, torch.nan)
+    evidence = read_evidence(trajectory)
+    # The trend is of the clean latent.
+    cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
+    return with_past(spread_over_channels(cells.exp(), trajectory) * trajectory.end.signal**2, trajectory)
+
+
+def way(shown: Shown, index: int) -> float:
+    """How far x is apart at a state, over how far it is at the end of the run."""
+    trajectory, trend = shown
+    state = trajectory.states[index]
+    # Where the run begins, every member is where it is, unless an earlier stage left them apart.
+    if trend is None or (index == 0 and trajectory.past is None):
+        return 0.0
+    return trend.way_at(state) * state.signal / trajectory.end.signal

@@ -18,8 +18,8 @@ import math
 
 import torch
 
-from .base import NominalRun
-from .degrees import log_noise, mean_root
+from .base import Shown
+from .degrees import effective_channels, log_noise, mean_root
 from .evidence import Evidence, log_of, mean_over_channels, read_evidence
 from .past import left_of_past
 from .trajectory import Unknown
@@ -50,26 +50,32 @@ class Moderation:
     signal: float
 
     @classmethod
-    def of(cls, run: NominalRun) -> Moderation | None:
+    def of(cls, shown: Shown) -> Moderation | None:
         """None where the run shows nothing."""
+        trajectory, trend = shown
         try:
-            evidence = read_evidence(run.trajectory)
+            evidence = read_evidence(trajectory)
         except Unknown:
             return None
-        signal, trend = run.trajectory.end.signal, run.trend
+        signal = trajectory.end.signal
         if trend is None:
             return cls(evidence, None, 0.0, signal)
         learned = trend.slopes(evidence).log_variance(evidence)
         # What an earlier stage left is in the members too, if that had any.
-        left = None if run.trajectory.came_in is None else left_of_past(run.trajectory)
+        left = None if trajectory.came_in is None else left_of_past(trajectory)
         if left is not None:
             learned = torch.logaddexp(learned, log_of(mean_over_channels(left)))
         return cls(evidence, learned, trend.level_spread, signal)
 
-    def shape(self, squares: torch.Tensor, degrees: float) -> torch.Tensor:
-        """:func:`moderate`."""
+    def shape(self, squares: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+        """:func:`moderate` mean squares ``(n, c, ...)`` of members ``(k, n, c, ...)``.
+
+        What a mask keeps of the image stays as the members have it.
+        """
         learned = None if self.learned is None else centre(self.learned, self.evidence.inside)
-        return moderate(squares, degrees, self.evidence.covariates, learned)
+        degrees = len(deviations) * effective_channels(deviations)
+        kept = squares * (1 - self.evidence.inside[:, None].float())
+        return moderate(squares - kept, degrees, self.evidence.covariates, learned) + kept
 
     def size(self, variance: torch.Tensor, members: int) -> torch.Tensor:
         """What to multiply a variance ``(n, c, ...)`` by, see :func:`level_factor`; broadcasts to it."""

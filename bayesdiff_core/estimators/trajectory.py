@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+
+from .parts import Shapes, pack, unpack
 
 LEAST_SIGNAL, LEAST_SIGMA = 1e-6, 1e-9
 
@@ -48,7 +50,8 @@ class State:
         denoised: what it predicted, guidance included, ``(n, ...)``.
         contraction: the coefficient a of the step to the next state, or from the last state to the end.
         variance: of ``denoised`` under the posterior of the last layer, ``(n, ...)``, if x were certain; None where
-            the estimator did not want it, see :meth:`Estimator.wants_variance <.base.Estimator.wants_variance>`.
+            the estimator did not want it, see :meth:`Estimator.wants_variance <.base.Estimator.wants_variance>`. Of a
+            nested latent it is NaN in parts whose last layer is not known.
     """
 
     sigma: float
@@ -57,6 +60,16 @@ class State:
     denoised: torch.Tensor
     contraction: float
     variance: torch.Tensor | None = None
+
+    def part(self, of: Callable[[torch.Tensor], torch.Tensor]) -> State:
+        """The state of one part of a nested latent, which ``of`` takes out of the whole."""
+        variance = None if self.variance is None else of(self.variance)
+        return dataclasses.replace(
+            self,
+            x=of(self.x) if len(self.x) else self.x,  # an earlier stage keeps none
+            denoised=of(self.denoised),
+            variance=None if variance is None or variance.isnan().all() else variance,
+        )
 
     @property
     def noise(self) -> float:
@@ -100,6 +113,7 @@ class Trajectory:
             where it let most of it; None for all.
         sized: whether the variances of ``denoised`` have their right size, and not their shape alone.
         past: what is known of the latent that it began with; None where that was certain, or nothing is known.
+        shapes: of the parts of a nested latent, each without its batch, see :mod:`.parts`; none of any other latent.
     """
 
     states: tuple[State, ...]
@@ -108,6 +122,7 @@ class Trajectory:
     share_denoised: torch.Tensor | None = None
     sized: bool = True
     past: Past | None = None
+    shapes: Shapes = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -133,6 +148,37 @@ class Trajectory:
     def all_sized(self) -> bool:
         """:attr:`sized`, of all stages."""
         return self.sized and (self.past is None or self.past.sized)
+
+    def pack(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See :func:`.parts.pack`."""
+        return pack(parts, self.shapes)
+
+    def unpack(self, packed: torch.Tensor) -> list[torch.Tensor]:
+        """See :func:`.parts.unpack`."""
+        return unpack(packed, self.shapes)
+
+    @property
+    def parts(self) -> list[Trajectory]:
+        """The same run of each part of a nested latent, in its own shape; of any other latent the run itself."""
+        return [self.part(number) for number in range(len(self.shapes))] or [self]
+
+    def part(self, number: int) -> Trajectory:
+        """One of :attr:`parts`."""
+
+        def of(packed: torch.Tensor) -> torch.Tensor:
+            return self.unpack(packed)[number]
+
+        def of_states(states: Sequence[State]) -> tuple[State, ...]:
+            return tuple(state.part(of) for state in states)
+
+        share, past = self.share_denoised, self.past
+        return dataclasses.replace(
+            self,
+            states=of_states(self.states),
+            share_denoised=None if share is None else of(share[:, None]).amax(1),
+            past=past and Past(of(past.variance), of(past.deviations), of_states(past.states), past.sized),
+            shapes=(),
+        )
 
     def scales_at(self, index: int) -> Scales:
         """Scales of a state, or of the end for the index after the last."""

@@ -70,7 +70,9 @@ class Slopes:
 
     def within(self, evidence: Evidence) -> torch.Tensor:
         """The trend within each image, ``(n, ...)``: its mean over what is denoised is zero."""
-        trend = torch.tensordot(self.where.to(evidence.change), evidence.covariates, dims=1)
+        # gamma², which comes last, may not have been seen at the fit.
+        covariates = evidence.covariates[: len(self.where)]
+        trend = torch.tensordot(self.where.to(evidence.change), covariates, dims=1)
         return centre(trend, evidence.inside)
 
     def log_score(self, evidence: Evidence) -> torch.Tensor:

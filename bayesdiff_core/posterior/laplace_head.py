@@ -108,6 +108,7 @@ class LaplaceHead:
         prior_precision: lambda, one positive number.
         about: text metadata: the model the head belongs to and how it was fitted.
         calibration: what it learned from the model's own images; None of a head that learned nothing.
+        others: heads of the last layers of the other parts of a nested latent, such as sound, in their order.
     """
 
     geometry: LayerGeometry
@@ -115,6 +116,7 @@ class LaplaceHead:
     prior_precision: float
     about: dict[str, str]
     calibration: Calibration | None = None
+    others: tuple[LaplaceHead, ...] = ()
 
     def variance(self, features: torch.Tensor, chunk: int = 512) -> torch.Tensor:
         """Predictive variance ``gamma² = phi^T A^-1 phi`` of the layer's output, the same for every output channel.

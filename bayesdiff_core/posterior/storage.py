@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,9 +20,11 @@ from .features import LayerGeometry
 from .laplace_head import DiagonalPrecision, LaplaceHead, SpectralPrecision
 
 FORMAT = "bayesdiff-laplace-head"
-# Version 1 knew no calibration.
-FORMAT_VERSION, READABLE = "2", ("1", "2")
-DIGEST, CALIBRATION = "sha256", "calibration"
+# Version 1 knew no calibration. Version 3 holds heads of several layers; a head of one is still written as version 2.
+FORMAT_VERSION, OF_SEVERAL, READABLE = "2", "3", ("1", "2", "3")
+DIGEST, CALIBRATION, PARTS = "sha256", "calibration", "parts"
+# More layers than any nested latent has parts.
+MOST_PARTS = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,22 +46,19 @@ def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32)
         OSError: the folder is not writable or the disk is full, in one sentence; an older file of that name stays
             as it was, and no partial file is left.
     """
-    precision = head.precision
+    heads = [head, *head.others]
     metadata = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": OF_SEVERAL if head.others else FORMAT_VERSION,
         "pack_version": VERSION,
-        "geometry": head.geometry.to_json(),
-        "prior_precision": repr(head.prior_precision),
-        "about": json.dumps(head.about),
     }
-    tensors = {"precision": precision.values.float().cpu().contiguous()}
-    if isinstance(precision, SpectralPrecision):
-        tensors["basis"] = precision.basis.to(dtype).cpu().contiguous()
-        metadata["rest_precision"] = repr(precision.rest)
-    if head.calibration is not None:
-        tensors |= head.calibration.tensors()
-        metadata[CALIBRATION] = head.calibration.to_json()
+    if head.others:
+        metadata[PARTS] = str(len(heads))
+    tensors: dict[str, torch.Tensor] = {}
+    for number, each in enumerate(heads):
+        own_tensors, own_metadata = contents(each, dtype)
+        tensors |= {prefix(number) + name: value for name, value in own_tensors.items()}
+        metadata |= {prefix(number) + name: value for name, value in own_metadata.items()}
     metadata[DIGEST] = digest(tensors, metadata)
     content = safetensors.torch.save(tensors, metadata)
     path = Path(path)
@@ -76,6 +76,29 @@ def save_head(head: LaplaceHead, path: Path, dtype: torch.dtype = torch.float32)
                 f"'{error.strerror or error}'; free some space there or make it writable, and save again."
             ) from error
         raise
+
+
+def prefix(part: int) -> str:
+    """Of the names of what belongs to the head of one part of a nested latent; the first needs none."""
+    return f"{part}." if part else ""
+
+
+def contents(head: LaplaceHead, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of one head, without the others."""
+    precision = head.precision
+    metadata = {
+        "geometry": head.geometry.to_json(),
+        "prior_precision": repr(head.prior_precision),
+        "about": json.dumps(head.about),
+    }
+    tensors = {"precision": precision.values.float().cpu().contiguous()}
+    if isinstance(precision, SpectralPrecision):
+        tensors["basis"] = precision.basis.to(dtype).cpu().contiguous()
+        metadata["rest_precision"] = repr(precision.rest)
+    if head.calibration is not None:
+        tensors |= head.calibration.tensors()
+        metadata[CALIBRATION] = head.calibration.to_json()
+    return tensors, metadata
 
 
 def digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
@@ -115,15 +138,12 @@ def load_head(path: Path) -> LaplaceHead:
             f"{str(metadata.get('format_version'))[:LONGEST]}; update BayesDiff or fit the head again."
         )
     try:
-        head = LaplaceHead(
-            geometry=LayerGeometry.from_json(metadata["geometry"]),
-            precision=read_precision(tensors, metadata),
-            prior_precision=float(metadata["prior_precision"]),
-            about={str(k): str(v) for k, v in json.loads(metadata["about"]).items()},
-            calibration=Calibration.read(tensors, metadata[CALIBRATION]) if CALIBRATION in metadata else None,
-        )
-        sound = head.precision.is_sound() and head.precision.width == head.geometry.width
-        sound = sound and 0 < head.prior_precision < math.inf
+        count = int(metadata.get(PARTS, "1"))
+        if not 1 <= count <= MOST_PARTS:
+            raise ValueError(f"heads of {count} layers")
+        first, *others = (read_head(tensors, metadata, prefix(number)) for number in range(count))
+        head = dataclasses.replace(first, others=tuple(others))
+        unsound = next((each for each in (first, *others) if not is_sound(each)), None)
         whole = DIGEST not in metadata or metadata[DIGEST] == digest(tensors, metadata)
     # RuntimeError: of torch, and of text that is nested too deep.
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -131,10 +151,10 @@ def load_head(path: Path) -> LaplaceHead:
             f"Expected a complete Laplace head, but {name} lacks or garbles a part of it ({repr(error)[:LONGEST]}); "
             "fit and save the head again."
         ) from error
-    if not sound:
+    if unsound is not None:
         raise HeadFileError(
-            f"Expected a Laplace head of width {head.geometry.width} with finite, positive precision, but the tensors "
-            f"of {name} do not fit; fit and save the head again."
+            f"Expected a Laplace head of width {unsound.geometry.width} with finite, positive precision, but the "
+            f"tensors of {name} do not fit; fit and save the head again."
         )
     if not whole:
         raise HeadFileError(
@@ -142,6 +162,31 @@ def load_head(path: Path) -> LaplaceHead:
             "again, or fit and save the head again."
         )
     return head
+
+
+def read_head(tensors: dict[str, torch.Tensor], metadata: dict[str, str], before: str) -> LaplaceHead:
+    """One head of a file, without the others.
+
+    Args:
+        before: what the names of its own begin with, see :func:`prefix`.
+    """
+    tensors = {name.removeprefix(before): value for name, value in tensors.items() if name.startswith(before)}
+    metadata = {name.removeprefix(before): value for name, value in metadata.items() if name.startswith(before)}
+    return LaplaceHead(
+        geometry=LayerGeometry.from_json(metadata["geometry"]),
+        precision=read_precision(tensors, metadata),
+        prior_precision=float(metadata["prior_precision"]),
+        about={str(k): str(v) for k, v in json.loads(metadata["about"]).items()},
+        calibration=Calibration.read(tensors, metadata[CALIBRATION]) if CALIBRATION in metadata else None,
+    )
+
+
+def is_sound(head: LaplaceHead) -> bool:
+    return (
+        head.precision.is_sound()
+        and head.precision.width == head.geometry.width
+        and 0 < head.prior_precision < math.inf
+    )
 
 
 def read_precision(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> SpectralPrecision | DiagonalPrecision:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 
+from ..estimators.parts import Shapes, unpack
 from ..estimators.past import Handover
 from .clip_masks import frame_masks
 from .grid import LatentGrid
@@ -37,6 +39,11 @@ def require_finite(variance: torch.Tensor) -> None:
         )
 
 
+def by_time(sound: torch.Tensor, time: int) -> torch.Tensor:
+    """Latents of sound ``(n, c, ...)``, whose dimension ``time`` is time, as those of clips ``(n, c, t, 1, ...)``."""
+    return sound.movedim(time, 2).flatten(3)[:, :, :, None] if sound.ndim > 3 else sound[..., None, None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """A point of the trajectory: mean and variance of the noisy latent there (Kou et al. 2024, section 3.3).
@@ -51,6 +58,11 @@ class Moment:
     sigma: float
     latent: torch.Tensor
     variance: torch.Tensor
+
+    def unpack(self, shapes: Shapes) -> list[Moment]:
+        """That of each part of a nested latent, see :mod:`..estimators.parts`."""
+        both = zip(unpack(self.latent, shapes), unpack(self.variance, shapes))
+        return [dataclasses.replace(self, latent=latent, variance=variance) for latent, variance in both]
 
     def select(self, index: torch.Tensor) -> Moment:
         return dataclasses.replace(self, latent=self.latent[index], variance=self.variance[index])
@@ -78,6 +90,8 @@ class Uncertainty:
         unknown: why nothing is known of some or all of the images, in a sentence for the user; "" if all is known. The
             variance of those is NaN.
         handover: what a later stage takes from the run.
+        others: of the other parts of a nested latent, such as the sound of a clip; all above is of its first part. None
+            of them has others.
     """
 
     variance: torch.Tensor
@@ -94,14 +108,28 @@ class Uncertainty:
     scale: ScoreScale | None = None
     unknown: str = ""
     handover: Handover = Handover()
+    others: tuple[Uncertainty, ...] = ()
 
     def __len__(self) -> int:
         """How many images or clips."""
         return len(self.variance)
 
     @property
+    def parts(self) -> tuple[Uncertainty, ...]:
+        """Of each part of a nested latent, the first one too; of any other latent it is the only one."""
+        return dataclasses.replace(self, others=()), *self.others
+
+    @staticmethod
+    def of_parts(parts: Iterable[Uncertainty]) -> Uncertainty:
+        """The inverse of :attr:`parts`."""
+        first, *others = parts
+        return dataclasses.replace(first, others=tuple(others))
+
+    @property
     def cells_in_time(self) -> int:
-        """Latent frames of each clip; 1 of images."""
+        """Latent frames of each clip or sound; 1 of images."""
+        if self.grid.time:
+            return self.variance.shape[self.grid.time]
         return self.variance.shape[2] if self.variance.ndim == 5 else 1
 
     @property
@@ -120,15 +148,29 @@ class Uncertainty:
         """Whether anything is known of any image."""
         return not self.unknown or not bool(self.variance.isnan().all())
 
-    def require_images(self) -> None:
-        """Refuse what maps, masks and scores of a region cannot read.
+    def require_numbers(self) -> None:
+        """Refuse what scores cannot read.
 
         Raises:
-            ValueError: something is unknown, the latent is no batch of images or clips, or a variance is no finite
-                number.
+            ValueError: something is unknown, or a variance is no finite number.
         """
         if self.unknown:
             raise ValueError(self.unknown)
+        require_finite(self.variance)
+
+    def require_images(self) -> None:
+        """Refuse what maps and masks cannot read.
+
+        Raises:
+            ValueError: see :meth:`require_numbers`, or the latent is no batch of images or clips.
+        """
+        if self.unknown:
+            raise ValueError(self.unknown)
+        if self.grid.time:
+            raise ValueError(
+                "Expected the uncertainty of images or clips, got that of sound, which has no map; connect it to "
+                "Uncertainty Score, or to Uncertainty Plot over frames."
+            )
         shape = tuple(self.variance.shape)
         if len(shape) not in (4, 5):
             raise ValueError(
@@ -136,7 +178,7 @@ class Uncertainty:
                 f"channels, frames, height, width), got shape {shape}; connect the uncertainty of an image or video "
                 "model."
             )
-        require_finite(self.variance)
+        self.require_numbers()
 
     # ------------------------------------------------------------ maps
 
@@ -181,8 +223,11 @@ class Uncertainty:
     def frame_scores(self, name: str = "", mask: torch.Tensor | None = None) -> torch.Tensor:
         """One score per frame, ``(n, frames)``, the same for frames of one latent frame. Images have one frame.
 
-        NaN for frames of which the mask selects nothing.
+        Of sound one per latent frame. NaN for frames of which the mask selects nothing.
         """
+        if self.grid.time:
+            variance, latent = (by_time(values, self.grid.time) for values in (self.variance, self.latent))
+            return score_frames(name or self.score, variance, latent)
         if self.frames == 1:
             return self.scores(name, mask)[:, None]
         scores = score_frames(name or self.score, self.variance, self.latent, self.mask_of_cells(mask))
@@ -243,6 +288,7 @@ class Uncertainty:
             deviations=self.deviations[:, index],
             trajectory=tuple(moment.select(index) for moment in self.trajectory),
             handover=self.handover.select(index),
+            others=tuple(other.select(index) for other in self.others),
         )
 
     @staticmethod
@@ -265,4 +311,5 @@ class Uncertainty:
             trajectory=moments,
             handover=Handover.join([part.handover for part in parts]),
             unknown=next((part.unknown for part in parts if part.unknown), ""),
+            others=tuple(Uncertainty.join(list(same)) for same in zip(*(part.others for part in parts))),
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...bayesdiff_core.estimators.parts import Shapes
 from ...bayesdiff_core.estimators.trajectory import Scales, State
 from .space import scales, x_slope, x_to_latent
 
@@ -40,6 +41,7 @@ class RunContext:
         mask: where the image is denoised, None for everywhere.
         device, dtype: of the sampler's x.
         generator_state: of the global generator as the run begins.
+        shapes: of the parts of a nested latent, which the sampler has in one row; none of any other.
     """
 
     model: ModelPatcher
@@ -51,6 +53,7 @@ class RunContext:
     device: torch.device
     dtype: torch.dtype
     generator_state: torch.Tensor
+    shapes: Shapes = ()
 
     @classmethod
     def of(

@@ -11,6 +11,7 @@ from ...bayesdiff_core.estimators.ensemble import Ensemble, EnsembleVariance
 from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
+from ..nested import by_part, packed, whole
 from ..posterior import Posterior
 from .observe import KEPT_MEMBERS, Found
 from .progress import Progress
@@ -28,8 +29,9 @@ class Origin(NamedTuple):
         """The LATENT of a member."""
         if self.before is None or not len(self.before.deviations):
             return self.latent
-        samples = self.latent["samples"]
-        return self.latent | {"samples": samples + self.before.deviations[member].to(samples)}
+        moved = whole([part.deviations[member] for part in self.before.parts])
+        samples = by_part(lambda part, change: part + change.to(part), self.latent["samples"], moved)
+        return self.latent | {"samples": samples}
 
 
 def ensemble_around(
@@ -49,7 +51,7 @@ def ensemble_around(
         run, start: how it was made. Members that an earlier stage followed go on from where they ended; there are no
             others then.
     """
-    model, nominal = posterior.model, sampled["samples"]
+    model, nominal = posterior.model, packed(sampled["samples"])
     # A sampler may change the size of its latent on the way.
     kept = [place for place, point in enumerate(passed) if point.latent.shape == nominal.shape]
     members = ensemble.members
@@ -61,11 +63,12 @@ def ensemble_around(
         for number in range(members):
             weights = functools.partial(posterior.perturbed, number)
             member, on_the_way = sample_stock(run, model, start.of(number), progress, weights, save_at=save_at)
-            end.add(member["samples"])
+            ended = packed(member["samples"])
+            end.add(ended)
             for place, point in zip(kept, points):
                 point.add(on_the_way[place].latent)
             if len(deviations) < KEPT_MEMBERS:
-                deviations.append(member["samples"] - nominal)
+                deviations.append(ended - nominal)
             progress.show(end.mean_square())
 
     def spread(of: EnsembleVariance) -> torch.Tensor:

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.posterior.features import guided_features
-from ..layout import by_image, end_of_image
+from ..layout import by_image, end_of_image, part_of, with_batch
 from ..posterior import Posterior
 from .beside import Beside
 
@@ -110,13 +110,15 @@ class Look:
             for handle in handles:
                 handle.remove()
         with self.beside.guarded("reading the last layer"):
-            if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS and torch.is_tensor(arrived[0]):
-                output = by_image(left[0], len(arrived[0]))
-                self.arrivals.append((output[0].to("cpu", copy=True), arrived[0][0].to("cpu", copy=True)))
+            if len(left) == len(arrived) == 1 and len(self.arrivals) < ARRIVALS:
+                returned = part_of(arrived[0], self.layer.part)
+                if returned is not None:
+                    output = by_image(left[0], len(returned))
+                    self.arrivals.append((output[0].to("cpu", copy=True), returned[0].to("cpu", copy=True)))
             options = kwargs.get("transformer_options") or args[5]
             order = options["cond_or_uncond"]
             for features in seen:
-                self.parts += zip(order, features.chunk(len(order)))
+                self.parts += zip(order, with_batch(features).chunk(len(order)))
         return out
 
     def at(self, reading: bool) -> AbstractContextManager[None]:

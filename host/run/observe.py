@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
+from ...bayesdiff_core.estimators.parts import Shapes
 from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
@@ -23,6 +25,9 @@ from .recorder import Recorder
 from .replay import Replay
 from .stages import past_of
 from .stock import WRAPPER_KEY
+
+# One of its own: the host calls the wrappers of a key in the order in which they came.
+SHAPES_KEY = "bayesdiff_shapes"
 
 NEVER_ASKED = (
     "Expected a sampler and a guider that ask the model for predictions where they can be seen, got some that go past "
@@ -42,7 +47,7 @@ KEPT_MEMBERS = 16
 
 
 class Found(NamedTuple):
-    """What is known of a run's uncertainty, in units of the latent that users see.
+    """What is known of a run's uncertainty, in units of the latent that users see; of a nested one in one row.
 
     Attributes:
         variance: ``(n, ...)``.
@@ -71,15 +76,9 @@ def nothing(latent: torch.Tensor) -> Found:
 
 
 def unknown(latent: torch.Tensor, why: str) -> Found:
-    """What cannot be told of a run, and why. Of a nested latent it is that of its first part."""
+    """What cannot be told of a run, and why."""
     logging.warning(f"BayesDiff: the uncertainty of this run is unknown. {why}")
-    latent = whole_or_first(latent)
     return nothing(latent)._replace(variance=torch.full(latent.shape, torch.nan), unknown=why)
-
-
-def whole_or_first(latent: torch.Tensor) -> torch.Tensor:
-    """A latent, or the first part (the picture) of a nested one."""
-    return latent.unbind()[0] if latent.is_nested else latent
 
 
 class Observer:
@@ -105,7 +104,9 @@ class Observer:
     ):
         self.posterior, self.estimator, self.save_at, self.progress = posterior, estimator, save_at, progress
         self.before = before
-        self.look = Look(posterior, estimator.independent_guidance) if isinstance(posterior, Posterior) else None
+        parts = posterior.parts if isinstance(posterior, Posterior) else ()
+        self.looks = [Look(part, estimator.independent_guidance) for part in parts]
+        self.shapes: Shapes = ()
         self.recorder: Recorder | None = None
         self.found: Found | None = None
 
@@ -115,10 +116,17 @@ class Observer:
         In a circle of clone and wrapper, clones of clones would die at once, and the host could not pass its entry of
         the loaded model on from one to the next.
         """
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SHAPES_KEY, self.outer_sample)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, self.predict_noise)
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, self.sampler_sample)
-        if self.look is not None:
-            self.look.add_to(model)
+        for look in self.looks:
+            look.add_to(model)
+
+    def outer_sample(self, executor, *inputs, **named):
+        """OUTER_SAMPLE wrapper: here the host says what it has packed into one row."""
+        shapes = named.get("latent_shapes") or ()
+        self.shapes = tuple(torch.Size(shape[1:]) for shape in shapes) if len(shapes) > 1 else ()
+        return executor(*inputs, **named)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         """PREDICT_NOISE wrapper."""
@@ -132,16 +140,17 @@ class Observer:
         with beside.guarded("reading what will be sampled"):
             given = SamplerInputs(*inputs, **named)
             context = RunContext.of(self.posterior.model, executor, guider, sigmas, extra_args, given)
+            context = dataclasses.replace(context, shapes=self.shapes)
             self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
-            look = self.look
-            if look is not None and context.has_other_network:
+            looks = self.looks
+            if looks and context.has_other_network:
                 logging.warning(OTHER_NETWORK)
-                look = None  # what one network shows is not gamma² of what both predict
-            if look is not None:
+                looks = []  # what one network shows is not gamma² of what both predict
+            for look in looks:
                 look.begin(beside)
             if isinstance(self.posterior, Posterior):
                 self.posterior.warn_of_other_part(context.sampling, context.sigmas)
-            recorder = Recorder(context, look, self.estimator, beside)
+            recorder = Recorder(context, looks, self.estimator, beside)
         self.recorder = recorder
         try:
             samples = executor(guider, sigmas, extra_args, *inputs, **named)
@@ -192,5 +201,5 @@ class Observer:
             handover=Handover.of(recording.trajectory, self.posterior.seed),
             trajectory=tuple(moments),
             measures=(found.measures or self.estimator.measures)
-            + (OF_THE_FIRST if self.look is not None and context.has_other_network else ""),
+            + (OF_THE_FIRST if self.looks and context.has_other_network else ""),
         )

@@ -14,6 +14,7 @@ from PIL import Image
 from ...bayesdiff_core.drawing.pillow import from_pil, to_pil
 from ...bayesdiff_core.reading.maps import colour_map, normalise_map, overlay_map, resize_map
 from ...bayesdiff_core.reading.uncertainty import std_of
+from ..nested import parts_of
 from .beside import Beside
 
 # How much the map hides of the image in the preview, where the model is least certain.
@@ -99,9 +100,11 @@ class Progress:
     def preview(self) -> Image.Image | None:
         """The host's picture of the last prediction, by whatever previewer it has; None without one."""
         previewer = latent_preview.get_previewer(self.model.load_device, self.model.model.latent_format)
-        if previewer is None or self.denoised is None:
+        # Older hosts tell of a nested latent as they pack it, of which there is no picture.
+        denoised = None if self.denoised is None else parts_of(self.denoised)[0]
+        if previewer is None or denoised is None or denoised.ndim not in (4, 5):
             return None
-        shown = previewer.decode_latent_to_preview_image("JPEG", self.denoised)
+        shown = previewer.decode_latent_to_preview_image("JPEG", denoised)
         return shown[1] if isinstance(shown, tuple) else None  # other packs' previewers may send theirs by themselves
 
     def show_map(self, variance: torch.Tensor) -> None:

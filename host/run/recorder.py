@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import zip_longest
 from typing import NamedTuple
 
 import comfy.samplers
 import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
+from ...bayesdiff_core.estimators.parts import pack, unpack
 from ...bayesdiff_core.estimators.trajectory import Past, Scales, State, Step, Trajectory, Unknown, contraction
 from ..layout import match_positions, read_positions
 from .beside import Beside
@@ -56,7 +58,7 @@ class Before(NamedTuple):
     Attributes:
         uncond: gets the prediction for the negative prompt, where the sampler looks at it.
         model_options: to make the prediction with.
-        look: that looks at it; None where nothing of it is needed.
+        looks: that look at it; none where nothing of it is needed.
         looking: to be held meanwhile.
         skipped: how many steps a cache had skipped.
     """
@@ -66,7 +68,7 @@ class Before(NamedTuple):
     x: torch.Tensor
     uncond: list[torch.Tensor]
     model_options: dict
-    look: Look | None
+    looks: list[Look]
     looking: AbstractContextManager
     skipped: int
     generators: Generators
@@ -77,7 +79,8 @@ class Prediction:
     """One evaluation of the network as it was seen; tensors are on the CPU.
 
     Attributes:
-        gamma_squared: at every output position of the last layer, see :meth:`.look.Look.gamma_squared`.
+        gamma_squared: at every output position of the last layer, see :meth:`.look.Look.gamma_squared`; of a nested
+            latent, of each part's.
         sized: whether its size is right.
         answers: of the last layer, to know them again; None where it was not seen.
         generators: where the global random generators stood before.
@@ -87,7 +90,7 @@ class Prediction:
     scales: Scales
     x: torch.Tensor
     denoised: torch.Tensor
-    gamma_squared: torch.Tensor | None
+    gamma_squared: list[torch.Tensor | None]
     uncond: torch.Tensor | None
     sized: bool
     answers: torch.Tensor | None
@@ -99,7 +102,7 @@ class Recorder:
 
     Args:
         context: the run.
-        look: reads gamma² where the estimator wants it; None without a head.
+        looks: read gamma² where the estimator wants it, of each part of a nested latent; none without a head.
         beside: guards what is done beside the run.
 
     Attributes:
@@ -107,8 +110,9 @@ class Recorder:
         calls: of the network, made by the recorder itself once the run was over.
     """
 
-    def __init__(self, context: RunContext, look: Look | None, estimator: Estimator, beside: Beside):
-        self.context, self.look, self.estimator, self.beside = context, look, estimator, beside
+    def __init__(self, context: RunContext, looks: list[Look], estimator: Estimator, beside: Beside):
+        self.context, self.estimator, self.beside = context, estimator, beside
+        self.looks = looks[: len(context.shapes) or 1]
         self.schedule = context.schedule
         self.asks = self.estimator.calls(self.schedule) > 0 if self.schedule else False
         self.seen: list[Prediction] = []
@@ -139,7 +143,7 @@ class Recorder:
         cache = step_cache(model_options)
         reads = self.estimator.wants_variance(scales.noise_over_signal, self.schedule)
         # What the last layer answers is kept for an estimator that will ask again.
-        look = self.look if reads or self.asks else None
+        looks = self.looks if reads or self.asks else []
         return Before(
             sigma=sigma,
             scales=scales,
@@ -147,8 +151,8 @@ class Recorder:
             x=x.to("cpu", copy=True),
             uncond=uncond,
             model_options=model_options,
-            look=look,
-            looking=nullcontext() if look is None else look.at(reads),
+            looks=looks,
+            looking=together(look.at(reads) for look in looks),
             skipped=cache.total_steps_skipped if cache is not None else 0,
             generators=Generators.now(self.context.device),
         )
@@ -158,20 +162,18 @@ class Recorder:
         cache = step_cache(before.model_options)
         if cache is not None and cache.total_steps_skipped > before.skipped:
             return  # not the network's word: to a member, which asks the network, it would look like a change
-        gamma_squared, sized, answers = None, False, None
-        if before.look is not None:
-            gamma_squared, sized = before.look.gamma_squared(getattr(self.context.guider, "cfg", None), len(before.x))
-            answers = before.look.answers.whole
+        cfg = getattr(self.context.guider, "cfg", None)
+        read = [look.gamma_squared(cfg, len(before.x)) for look in before.looks]
         self.seen.append(
             Prediction(
                 sigma=before.sigma,
                 scales=before.scales,
                 x=before.x,
                 denoised=denoised.to("cpu", copy=True),
-                gamma_squared=gamma_squared,
+                gamma_squared=[gamma_squared for gamma_squared, _ in read],
                 uncond=before.uncond[0] if before.uncond else None,
-                sized=sized,
-                answers=answers,
+                sized=all(sized for gamma_squared, sized in read if gamma_squared is not None),
+                answers=before.looks[0].answers.whole if before.looks else None,
                 generators=before.generators,
             )
         )
@@ -199,8 +201,14 @@ class Recorder:
             State(now.sigma, now.scales, now.x, now.denoised, share_kept, variance)
             for now, share_kept, variance in zip(self.seen, self.contractions(end), self.variances())
         ]
-        sized = all(now.sized for now in self.seen if now.gamma_squared is not None)
-        trajectory = Trajectory(tuple(states), end, self.context.sampler, self.share_denoised(), sized)
+        trajectory = Trajectory(
+            tuple(states),
+            end,
+            self.context.sampler,
+            self.share_denoised(),
+            sized=all(now.sized for now in self.seen),
+            shapes=self.context.shapes,
+        )
         return Recording(
             trajectory,
             [now.uncond for now in self.seen],
@@ -230,20 +238,34 @@ class Recorder:
 
     def variances(self) -> list[torch.Tensor | None]:
         """gamma² of every state, brought from output positions to latent elements and to units of ``denoised``."""
-        looked = [seen for seen in self.seen if seen.gamma_squared is not None]
-        if self.look is None or not looked:
-            return [None] * len(self.seen)
-        shape = looked[0].gamma_squared.shape  # pyright: ignore[reportOptionalMemberAccess], looked at
-        positions = self.positions(self.look, looked[0], shape)
+        shapes = self.context.shapes
+        parts = [self.variances_of(number, look) for number, look in enumerate(self.looks)]
 
-        def placed(seen: Prediction) -> torch.Tensor | None:
-            # Another shape: prompts for areas, at some sigmas only.
-            if seen.gamma_squared is None or positions is None or seen.gamma_squared.shape != shape:
+        def joined(state: Prediction, found: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+            if all(part is None for part in found):
                 return None
-            slope = output_slope(self.context.sampling, torch.full((1,), seen.sigma), seen.x[:1])
-            return seen.gamma_squared.flatten(1)[:, positions] * slope.square()
+            both = zip_longest(found, unpack(state.x, shapes))
+            whole = pack([torch.full_like(x, torch.nan) if part is None else part for part, x in both], shapes)
+            return whole * output_slope(self.context.sampling, torch.full((1,), state.sigma), state.x[:1]).square()
 
-        return [placed(seen) for seen in self.seen]
+        return [joined(*both) for both in zip(self.seen, zip(*parts))] if parts else [None] * len(self.seen)
+
+    def variances_of(self, part: int, look: Look) -> list[torch.Tensor | None]:
+        """gamma² of the network's output at every state, of one part of a nested latent, ``(n, *shape)``."""
+        read = [seen.gamma_squared[part] if seen.gamma_squared else None for seen in self.seen]
+        first = next((place for place, found in enumerate(read) if found is not None), None)
+        if first is None:
+            return read
+        shape = read[first].shape  # pyright: ignore[reportOptionalMemberAccess], just looked at
+        positions = self.positions(look, self.seen[first], shape)
+
+        def placed(found: torch.Tensor | None) -> torch.Tensor | None:
+            # Another shape: prompts for areas, at some sigmas only.
+            if found is None or positions is None or found.shape != shape:
+                return None
+            return found.flatten(1)[:, positions]
+
+        return [placed(found) for found in read]
 
     def positions(self, look: Look, first: Prediction, shape: torch.Size) -> torch.Tensor | None:
         """The output position that each latent element comes from; None where that cannot be read.
@@ -252,12 +274,13 @@ class Recorder:
         times more for this.
         """
         layer = look.layer
-        x, geometry, count = first.x, layer.geometry, shape[1:].numel()
-        is_last = geometry.kind == "conv2d" and geometry.out_features >= x.shape[1]
-        if is_last and shape[1:] == x.shape[2:]:
-            return torch.arange(count).reshape(1, *x.shape[2:]).expand(x.shape[1:])
+        latent = unpack(first.x, self.context.shapes)[layer.part].shape[1:]
+        geometry, count = layer.geometry, shape[1:].numel()
+        is_last = geometry.kind == "conv2d" and geometry.out_features >= latent[0]
+        if is_last and shape[1:] == latent[1:]:
+            return torch.arange(count).reshape(1, *latent[1:]).expand(latent)
         found = match_positions(geometry, look.arrivals)
-        if found is not None and found.shape == x.shape[1:]:
+        if found is not None and found.shape == latent:
             return found
         if not self.estimator.calls([seen.scales.noise_over_signal for seen in self.seen]):
             return None
@@ -270,8 +293,17 @@ class Recorder:
             at = torch.full((len(x),), first.sigma, device=x.device)
             return comfy.samplers.calc_cond_batch(guider.inner_model, [prompt], x, at, model_options)[0]
 
-        start = x.to(self.context.device, self.context.dtype)
-        return read_positions(self.context.model, layer, denoise, start, count)
+        start = first.x.to(self.context.device, self.context.dtype)
+        return read_positions(self.context.model, layer, lambda: denoise(start), latent, count)
+
+
+@contextmanager
+def together(contexts: Iterable[AbstractContextManager]) -> Iterator[None]:
+    """All of the contexts at once."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def see_uncond(found: list[torch.Tensor]) -> Callable[[dict], torch.Tensor]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from ...bayesdiff_core.estimators.base import Change, NominalRun
+from ...bayesdiff_core.estimators.base import Change, NominalRun, Shown
 from ...bayesdiff_core.estimators.trajectory import Scales, State, Unknown, root_mean_square
 from ..posterior import NoPosterior, Posterior
 from .context import RunContext
@@ -53,15 +53,15 @@ class Replay(NominalRun):
     ):
         self.context, self.recording, self.posterior, self.progress = context, recording, posterior, progress
         self.trajectory = recording.trajectory
-        calibration = posterior.calibration
-        self.trend = None if calibration is None else calibration.trend
+        trends = [*posterior.trends, *[None] * len(self.trajectory.parts)]
+        self.shown = [Shown(part, trend) for part, trend in zip(self.trajectory.parts, trends)]
         self.generator = torch.Generator().manual_seed(posterior.seed ^ PROBES)
         self.options = without_cache(context.options)
         self.calls = 0
         self.known = False
         # The state that was asked about last: hooks begin anew where the next is of a higher sigma.
         self.last = State(-math.inf, Scales(0.0, 1.0), torch.empty(0), torch.empty(0), 1.0)
-        self.last_draw: tuple[int, torch.Tensor] | None = None
+        self.last_draws: tuple[int, list[torch.Tensor]] | None = None
 
     @property
     def fitted(self) -> Posterior:
@@ -69,11 +69,11 @@ class Replay(NominalRun):
         assert isinstance(self.posterior, Posterior), "an estimator without a head has no members"
         return self.posterior
 
-    def draw(self, member: int) -> torch.Tensor:
-        """A posterior draw; the last one is kept, since members are asked at one state after another."""
-        if self.last_draw is None or self.last_draw[0] != member:
-            self.last_draw = member, self.fitted.draw(member)
-        return self.last_draw[1]
+    def draws(self, member: int) -> list[torch.Tensor]:
+        """A posterior draw of each layer; the last is kept, since members are asked at one state after another."""
+        if self.last_draws is None or self.last_draws[0] != member:
+            self.last_draws = member, self.fitted.draws(member)
+        return self.last_draws[1]
 
     def denoised(
         self,
@@ -185,7 +185,7 @@ class Replay(NominalRun):
         if mask is not None:  # what the mask keeps of a member is its own
             came = self.came_in(member)
             at = at + state.signal * came * (1 - mask)
-        weights = nullcontext() if member is None else self.fitted.layer.perturbed(scale * self.draw(member))
+        weights = nullcontext() if member is None else self.fitted.moved(self.draws(member), scale)
         with weights:
             then()
             denoised = context.guider(at, sigma, **options)
@@ -210,4 +210,4 @@ class Replay(NominalRun):
         return ride(self.context, self.recording, self.options, change, self.denoised, start)
 
     def show(self, variance: torch.Tensor) -> None:
-        self.progress.show(variance)
+        self.progress.show(self.trajectory.unpack(variance)[0])

@@ -9,20 +9,24 @@ import torch
 
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.estimators.ensemble import Ensemble
+from ...bayesdiff_core.estimators.parts import unpack
+from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
+from ...bayesdiff_core.reading.grid import LatentGrid
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
-from ..latents import latent_grid
+from ..latents import latent_grids
+from ..nested import packed, parts_of, shapes_of
 from ..posterior import NoPosterior, Posterior
 from .beside import Beside
 from .ensemble import Origin, ensemble_around
-from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, whole_or_first
+from .observe import NEVER_ASKED, Found, Observer, nothing, unknown
 from .progress import Progress
 from .stages import uncertainty_of_latent
 from .stock import Run, sample_stock
 
-NESTED = (
-    "Expected one latent of images or video to read an uncertainty of, got a nested latent (video with sound), which "
-    "cannot be read yet; the latent is sampled as by the stock sampler."
+PART_UNKNOWN = (
+    "Expected a Laplace head that was fitted with this part of the latent too, got one that knows nothing of it; fit "
+    "the head again on this model, or choose a quality with members."
 )
 UNKNOWN_BEFORE = "The uncertainty of the latent that comes in is unknown: {}"
 
@@ -84,12 +88,9 @@ def sample_with_uncertainty(
             )
         if not before.is_known:  # then nothing is known of the result, and its own stage is not worth a call
             sampled, _ = sample_stock(run, model, latent, progress)
-            found = unknown(sampled["samples"], UNKNOWN_BEFORE.format(before.unknown))
+            found = unknown(packed(sampled["samples"]), UNKNOWN_BEFORE.format(before.unknown))
             return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
-    if latent["samples"].is_nested:
-        sampled, _ = sample_stock(run, model, latent, progress)
-        beside.problem = NESTED
-    elif isinstance(estimator, Ensemble):
+    if isinstance(estimator, Ensemble):
         assert isinstance(posterior, Posterior)
         progress.runs = 1 + estimator.members
         sampled, passed = sample_stock(run, model, latent, progress, save_at=save_at)
@@ -105,12 +106,13 @@ def sample_with_uncertainty(
     with beside.guarded("keeping the uncertainty"):
         if found is not None:
             return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
-    return Sampled(sampled, uncertainty_of(sampled, unknown(sampled["samples"], beside.problem), posterior, estimator))
+    found = unknown(packed(sampled["samples"]), beside.problem)
+    return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
 
 
 def not_seen(latent: dict, sampled: dict) -> Found:
     """Of a run in which no sampler was seen: it took no step, or went past all that watches."""
-    before, after = latent["samples"], sampled["samples"]
+    before, after = packed(latent["samples"]), packed(sampled["samples"])
     if before.shape == after.shape and torch.equal(before.to(after), after):
         return nothing(after)
     return unknown(after, NEVER_ASKED)
@@ -119,15 +121,44 @@ def not_seen(latent: dict, sampled: dict) -> Found:
 def uncertainty_of(
     sampled: dict, found: Found, posterior: Posterior | NoPosterior, estimator: Estimator | Ensemble
 ) -> Uncertainty:
-    bad = int((~found.variance.isfinite()).flatten(1).any(1).sum())
-    if bad and not found.unknown:
-        found = found._replace(unknown=NOT_FINITE.format(bad=bad, images=len(found.variance)))
-        logging.warning(f"BayesDiff: {found.unknown}")
-    return Uncertainty(
-        latent=whole_or_first(sampled["samples"]),
-        grid=latent_grid(posterior.model),
-        estimator=estimator.name,
-        head=posterior.about,
-        scale=posterior.calibration.scale if estimator.on_scale and posterior.calibration is not None else None,
-        **found._asdict(),
-    )
+    """What is known of a run, for the user; of a nested latent that of its first part, and with it the others."""
+    shapes = shapes_of(sampled["samples"])
+    scales = [part.calibration and part.calibration.scale for part in posterior.parts if estimator.on_scale]
+    moments = [moment.unpack(shapes) for moment in found.trajectory]
+
+    def of_part(number: int, latent: torch.Tensor, grid: LatentGrid) -> Uncertainty:
+        variance = unpack(found.variance, shapes)[number]
+        part = found._replace(
+            variance=variance,
+            deviations=unpack(found.deviations, shapes)[number],
+            trajectory=tuple(moment[number] for moment in moments),
+            unknown=found.unknown or problem_of(variance, found.variance),
+            handover=Handover() if number else found.handover,
+        )
+        return Uncertainty(
+            latent=latent,
+            grid=grid,
+            estimator=estimator.name,
+            head=posterior.about,
+            scale=scales[number] if number < len(scales) else None,
+            **part._asdict(),
+        )
+
+    both = zip(parts_of(sampled["samples"]), latent_grids(posterior.model, shapes))
+    return Uncertainty.of_parts(of_part(number, latent, grid) for number, (latent, grid) in enumerate(both))
+
+
+def problem_of(variance: torch.Tensor, whole: torch.Tensor) -> str:
+    """Why nothing is known of some of the images, "" if all is known.
+
+    Args:
+        variance: ``(n, ...)``, of one part of a nested latent.
+        whole: ``(n, ...)``, of all parts.
+    """
+    bad = int((~variance.isfinite()).flatten(1).any(1).sum())
+    if not bad:
+        return ""
+    only_here = variance.isnan().all() and not whole.isnan().all()
+    problem = PART_UNKNOWN if only_here else NOT_FINITE.format(bad=bad, images=len(variance))
+    logging.warning(f"BayesDiff: {problem}")
+    return problem

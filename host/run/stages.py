@@ -8,10 +8,12 @@ import logging
 import torch
 
 from ...bayesdiff_core.estimators.instant import NO_UNIT
+from ...bayesdiff_core.estimators.parts import pack
 from ...bayesdiff_core.estimators.trajectory import Past, State, root_mean_square
 from ...bayesdiff_core.reading.maps import resize_map
 from ...bayesdiff_core.reading.members import is_enlarged
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
+from ..nested import parts_of
 from .context import RunContext
 from .space import latent_slope
 
@@ -32,12 +34,18 @@ def uncertainty_of_latent(uncertainty: Uncertainty, latent: dict, measures: str)
     Raises:
         ValueError: it is the uncertainty of something else.
     """
-    samples, own = latent["samples"], uncertainty.latent
-    if samples.is_nested:
+    samples, parts = parts_of(latent["samples"]), uncertainty.parts
+    if len(samples) != len(parts):
         raise ValueError(
-            "Expected one latent of images or video for the input uncertainty, got a nested latent (video with "
-            "sound); disconnect the uncertainty."
+            f"Expected the uncertainty of the latent that comes in, with as many parts (video, sound): {len(samples)}, "
+            f"got one with {len(parts)}; connect the latent and the uncertainty of one node."
         )
+    return Uncertainty.of_parts(uncertainty_of_part(part, own, measures) for own, part in zip(samples, parts))
+
+
+def uncertainty_of_part(uncertainty: Uncertainty, samples: torch.Tensor, measures: str) -> Uncertainty:
+    """:func:`uncertainty_of_latent` of one part of a nested latent, or of all of any other."""
+    own = uncertainty.latent
     if len(samples) != len(own) or samples.shape[1] != own.shape[1] or samples.ndim != own.ndim:
         raise ValueError(
             f"Expected the uncertainty of the latent that comes in, of shape {tuple(samples.shape)}, got that of "
@@ -108,11 +116,13 @@ def past_of(before: Uncertainty, context: RunContext, first: State) -> Past:
     Args:
         first: the run's first state.
     """
-    slope = latent_slope(context.guider.inner_model, before.latent)
+    shapes, parts = context.shapes, before.parts
+    slope = latent_slope(context.guider.inner_model, pack([part.latent for part in parts], shapes))
     joined = was_only_cut(before, context, first)
+    members = min(len(part.deviations) for part in parts)
     return Past(
-        variance=before.variance / slope.square(),
-        deviations=before.deviations / slope,
+        variance=pack([part.variance for part in parts], shapes) / slope.square(),
+        deviations=pack([part.deviations[:members] for part in parts], shapes) / slope,
         states=before.handover.states if joined else (),
         sized=before.handover.sized if joined else True,
     )
@@ -123,5 +133,6 @@ def was_only_cut(before: Uncertainty, context: RunContext, first: State) -> bool
     left, noise = before.handover.noise_over_signal, first.noise_over_signal
     if not before.handover.states or abs(left - noise) > SAME_NOISE * noise:
         return False
-    change = root_mean_square(context.to_latent(first).cpu() - before.latent.cpu())
-    return change < SAME_LATENT * root_mean_square(before.latent)
+    latent = pack([part.latent.cpu() for part in before.parts], context.shapes)
+    change = root_mean_square(context.to_latent(first).cpu() - latent)
+    return change < SAME_LATENT * root_mean_square(latent)

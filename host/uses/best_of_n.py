@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.reading import rank
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
+from ..nested import count_of
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.quirks import has_memory
@@ -186,7 +187,7 @@ def best_of_n(
         return None if before is None else before.select(torch.tensor(numbers))
 
     cache, ranking, finishing, sampling = PredictionCache(), Counter(), Counter(), Counter()
-    model, candidates, found = posterior.model, len(latent["samples"]), []
+    model, candidates, found = posterior.model, count_of(latent["samples"]), []
     for numbers in chunks(list(range(candidates)), plan.batch_size):
 
         def rank_some(model, latent, numbers=numbers):

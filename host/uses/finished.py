@@ -11,6 +11,7 @@ from ...bayesdiff_core.estimators.deviations import choose_states
 from ...bayesdiff_core.estimators.registry import JUDGED_STATES
 from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
+from ..nested import count_of, normal_noise
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.sample import sample_with_uncertainty
@@ -60,7 +61,7 @@ def uncertainty_of_finished(
         stage: see :class:`~..run.progress.Progress`.
     """
     model = posterior.model
-    noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(posterior.seed))
+    noise = normal_noise(samples, count_of(samples), torch.Generator().manual_seed(posterior.seed))
     sampling = model.get_model_object("model_sampling")
     dense = comfy.samplers.calculate_sigmas(sampling, "normal", FINE)[:-1].tolist()
     levels = [scales(sampling, sigma).noise_over_signal for sigma in dense]

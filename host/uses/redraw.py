@@ -10,7 +10,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...bayesdiff_core.estimators.redrawing import Redrawing, redrawn_variance
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
-from ..latents import latent_grid
+from ..latents import latent_grids
+from ..nested import count_of, normal_noise, parts_of, shapes_of
 from ..run.progress import Progress
 from ..run.space import sigma_at
 from ..run.stock import sample_stock
@@ -34,7 +35,7 @@ def redraw(
     """
     sampling = model.get_model_object("model_sampling")
     sigmas = torch.tensor([*(sigma_at(sampling, level) for level in redrawing.levels), 0.0])
-    noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
+    noise = normal_noise(samples, count_of(samples), torch.Generator().manual_seed(seed))
     positive, negative, cfg = guidance
 
     def run(model: ModelPatcher, latent: dict) -> dict:
@@ -55,15 +56,19 @@ def redraw(
         return {"samples": found}
 
     redrawn = sample_stock(run, model, {"samples": samples}, Progress(model, stage=stage))[0]["samples"]
-    return Uncertainty(
-        variance=redrawn_variance(samples, redrawn),
-        latent=samples,
-        grid=latent_grid(model),
-        estimator=redrawing.name,
-        members=0,
-        head={},
-        cost=float(redrawing.steps),
-        deviations=torch.empty(0, *samples.shape),
-        measures=redrawing.measures,
-        score="root mean square",
+    both = zip(parts_of(samples), parts_of(redrawn), latent_grids(model, shapes_of(samples)))
+    return Uncertainty.of_parts(
+        Uncertainty(
+            variance=redrawn_variance(image, again),
+            latent=image,
+            grid=grid,
+            estimator=redrawing.name,
+            members=0,
+            head={},
+            cost=float(redrawing.steps),
+            deviations=torch.empty(0, *image.shape),
+            measures=redrawing.measures,
+            score="root mean square",
+        )
+        for image, again, grid in both
     )

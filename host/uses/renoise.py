@@ -7,9 +7,11 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...bayesdiff_core.estimators.parts import unpack
 from ...bayesdiff_core.estimators.renoising import Renoising, disagreement
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
-from ..latents import latent_grid
+from ..latents import latent_grids
+from ..nested import by_part, count_of, normal_noise, packed, parts_of, shapes_of
 from ..run.space import latent_slope
 from ..settings import Guidance
 from ..states import NoisedState, visit_state
@@ -33,22 +35,25 @@ def renoise(
         sampling = model.get_model_object("model_sampling")
         for _ in range(renoising.draws):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            eps = torch.randn(samples.shape, generator=generator).to(x0)
+            eps = packed(normal_noise(samples, count_of(samples), generator)).to(x0)
             predictions.append(denoise(sampling.noise_scaling(sigma, eps, x0)).float().cpu())
             bar.update(1)
         slope = latent_slope(model.model, x0).float().cpu()
 
     for share in renoising.shares:
-        visit_state(model, NoisedState(samples, share, torch.zeros_like(samples)), guidance, visit)
-    shape = (renoising.levels, renoising.draws)
-    deviations = disagreement(torch.stack(predictions).unflatten(0, shape)) * slope
-    return Uncertainty(
-        variance=deviations.square().mean(0),
-        latent=samples,
-        grid=latent_grid(model),
-        estimator="re-noising",
-        members=renoising.calls,
-        head={},
-        cost=float(renoising.calls),
-        deviations=deviations,
+        visit_state(model, NoisedState(samples, share, by_part(torch.zeros_like, samples)), guidance, visit)
+    shape, shapes = (renoising.levels, renoising.draws), shapes_of(samples)
+    deviations = unpack(disagreement(torch.stack(predictions).unflatten(0, shape)) * slope, shapes)
+    return Uncertainty.of_parts(
+        Uncertainty(
+            variance=moved.square().mean(0),
+            latent=image,
+            grid=grid,
+            estimator="re-noising",
+            members=renoising.calls,
+            head={},
+            cost=float(renoising.calls),
+            deviations=moved,
+        )
+        for image, moved, grid in zip(parts_of(samples), deviations, latent_grids(model, shapes))
     )

@@ -15,13 +15,14 @@ from ...bayesdiff_core.estimators.trajectory import DEFAULT_POINTS, SaveAt
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ...bayesdiff_core.resampling import nearest_moment
 from ..latents import host_mask
+from ..nested import latent_of
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.stock import sample_stock
 from ..settings import RunSettings, step_after
 from .finished import uncertainty_of_finished
 from .redraw import redraw as draw_again
-from .resample import RESAMPLING, finish, redraw
+from .resample import RESAMPLING, Point, finish, redraw
 
 # What to redraw, ``(n, height, width)`` or of clips a mask for each frame, clip after clip, by an uncertainty.
 MaskOf = Callable[[Uncertainty], torch.Tensor]
@@ -123,7 +124,8 @@ class Inpaint:
     save_at = DEFAULT_POINTS
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
-        masked = {"samples": best.latent, "noise_mask": host_mask(mask, best.latent, best.grid)}
+        samples = latent_of(best)
+        masked = {"samples": samples, "noise_mask": host_mask(mask, samples, best.grid)}
         return self.settings.sample(model, latent | masked, seed)
 
 
@@ -152,7 +154,8 @@ class Rectify:
         return SaveAt((self.sigma,))
 
     def __call__(self, model: ModelPatcher, latent: dict, best: Uncertainty, mask: torch.Tensor, seed: int) -> dict:
-        moment = nearest_moment(best, self.sigma)
-        mask = host_mask(mask, best.latent, best.grid)
-        noisy = redraw(moment, 1.0, torch.Generator().manual_seed(seed ^ RESAMPLING), mask)
-        return {"samples": finish(model, self.settings, noisy, best.latent, self.step, seed, mask)}
+        point = Point([nearest_moment(part, self.sigma) for part in best.parts], self.step)
+        samples = latent_of(best)
+        mask = host_mask(mask, samples, best.grid)
+        noisy = redraw(point, 1.0, torch.Generator().manual_seed(seed ^ RESAMPLING), mask)
+        return {"samples": finish(model, self.settings, noisy, samples, seed, mask)}

@@ -13,6 +13,7 @@ from comfy.sampler_helpers import prepare_mask
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ...bayesdiff_core.resampling import draw_latent, nearest_moment
 from ..latents import host_mask
+from ..nested import by_part, latent_of, packed, parts_of, unpacked, whole
 from ..run.progress import Progress
 from ..run.space import scales
 from ..run.stock import sample_stock
@@ -23,10 +24,23 @@ RESAMPLING = 0x2E5A3B1E7C94D600
 
 
 class Point(NamedTuple):
-    """A point of a trajectory, and the step of the run that starts there."""
+    """A point of a trajectory, and the step of the run that starts there.
 
-    moment: Moment
+    Attributes:
+        moments: of each part of a nested latent; of any other latent one.
+    """
+
+    moments: list[Moment]
     step: int
+
+    @property
+    def sigma(self) -> float:
+        return self.moments[0].sigma
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """The noisy latent."""
+        return whole([moment.latent for moment in self.moments])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +63,12 @@ class Variations:
 def finish(
     model: ModelPatcher,
     settings: RunSettings,
-    noisy: Moment,
+    noisy: Point,
     image: torch.Tensor,
-    step: int,
     seed: int,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Finish from a noisy latent at ``step``, as KSampler Advanced does with add_noise disabled.
+    """Finish from a noisy latent at a step, as KSampler Advanced does with add_noise disabled.
 
     A deterministic one-step sampler goes on as if it had never stopped. One that remembers earlier steps starts
     without that memory, and one that adds noise adds that of ``seed``.
@@ -66,12 +79,14 @@ def finish(
         mask: a noise mask of the host's.
     """
     if mask is None:
-        return settings.sample_from(model, Start(noisy.latent, torch.zeros(noisy.latent.shape), step), seed, None)
+        nothing = by_part(lambda part: torch.zeros(part.shape), noisy.latent)
+        return settings.sample_from(model, Start(noisy.latent, nothing, noisy.step), seed, None)
     # Outside the mask the host shows the network the image, noised anew at every step. So the noise is the one that
     # leads from the image to the noisy latent: then what surrounds the mask is seen as the run itself saw it.
     at = scales(model.get_model_object("model_sampling"), noisy.sigma)
-    change = model.model.process_latent_in(noisy.latent) - model.model.process_latent_in(image)
-    return settings.sample_from(model, Start(image, change * (at.signal / at.noise), step), seed, mask)
+    change = model.model.process_latent_in(packed(noisy.latent)) - model.model.process_latent_in(packed(image))
+    noise = unpacked(change * (at.signal / at.noise), image)
+    return settings.sample_from(model, Start(image, noise, noisy.step), seed, mask)
 
 
 def find_point(model: ModelPatcher, settings: RunSettings, uncertainty: Uncertainty, share: float) -> Point:
@@ -85,24 +100,28 @@ def find_point(model: ModelPatcher, settings: RunSettings, uncertainty: Uncertai
         raise ValueError(
             f"Expected at least 2 steps to start between, got {max(len(sigmas) - 1, 0)}; give the sampler more steps."
         )
-    moment = nearest_moment(uncertainty, float(sigmas[step_after(sigmas, share)]))
+    moments = [nearest_moment(part, float(sigmas[step_after(sigmas, share)])) for part in uncertainty.parts]
+    moment = moments[0]
     step = min(range(len(sigmas) - 1), key=lambda j: abs(float(sigmas[j]) - moment.sigma))
     if not math.isclose(float(sigmas[step]), moment.sigma, rel_tol=1e-3):
         raise ValueError(
             f"Expected the settings that the image was sampled with, got some that have no step at its sigma "
             f"{moment.sigma:.4g}; set steps, sampler_name, scheduler and denoise as they were."
         )
-    return Point(moment, step)
+    return Point(moments, step)
 
 
-def redraw(moment: Moment, strength: float, generator: torch.Generator, mask: torch.Tensor | None) -> Moment:
+def redraw(point: Point, strength: float, generator: torch.Generator, mask: torch.Tensor | None) -> Point:
     """The point with its latent drawn anew from the estimated distribution.
 
     Args:
         mask: a noise mask of the host's; outside it nothing changes.
     """
-    inside = None if mask is None else prepare_mask(mask, moment.latent.shape, "cpu")
-    return dataclasses.replace(moment, latent=draw_latent(moment, strength, generator, inside))
+    drawn, masks = [], [None] * len(point.moments) if mask is None else parts_of(mask)
+    for moment, inside in zip(point.moments, masks):
+        inside = None if inside is None else prepare_mask(inside, moment.latent.shape, "cpu")
+        drawn.append(dataclasses.replace(moment, latent=draw_latent(moment, strength, generator, inside)))
+    return point._replace(moments=drawn)
 
 
 def resample(
@@ -120,19 +139,20 @@ def resample(
     Returns:
         ``variations.count`` latents of the batch's shape.
     """
-    mask = None if mask is None else host_mask(mask, uncertainty.latent, uncertainty.grid)
+    image = latent_of(uncertainty)
+    mask = None if mask is None else host_mask(mask, image, uncertainty.grid)
     point = find_point(model, settings, uncertainty, variations.share)
     generator = torch.Generator().manual_seed(variations.seed ^ RESAMPLING)
     progress, found = Progress(model), []
     progress.runs = variations.count
     for number in range(variations.count):
-        noisy = redraw(point.moment, variations.strength, generator, mask)
+        noisy = redraw(point, variations.strength, generator, mask)
         # A seed each: samplers that add noise shall not add the same to every variation.
         seed = (variations.seed + number) % 2**64
 
-        def run(model: ModelPatcher, latent: dict, noisy: Moment = noisy, seed: int = seed) -> dict:
-            return {"samples": finish(model, settings, noisy, latent["samples"], point.step, seed, mask)}
+        def run(model: ModelPatcher, latent: dict, noisy: Point = noisy, seed: int = seed) -> dict:
+            return {"samples": finish(model, settings, noisy, latent["samples"], seed, mask)}
 
-        sampled, _ = sample_stock(run, model, {"samples": uncertainty.latent}, progress)
+        sampled, _ = sample_stock(run, model, {"samples": image}, progress)
         found.append(sampled["samples"])
     return found

@@ -10,7 +10,6 @@ from bayesdiff.host.latents import check_latent
 from bayesdiff.host.posterior import Posterior
 from bayesdiff.host.run.progress import Progress
 from bayesdiff.host.run.stock import sample_stock
-from comfy.nested_tensor import NestedTensor
 from running import EMPTY, stock
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
@@ -51,9 +50,6 @@ def test_heads_and_latents_of_other_models_are_refused(demo, demo_head):
     check_latent(model, {"samples": torch.zeros(1, 16, 8, 8)})
     with pytest.raises(ValueError, match=r"Expected a latent of 4 channels for this model \(SD15\), got 16"):
         check_latent(model, {"samples": torch.ones(1, 16, 8, 8)})
-    nested = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8)])
-    with pytest.raises(ValueError, match="got a nested latent"):
-        check_latent(model, {"samples": nested})
 
 
 def test_another_checkpoint_of_the_family_is_a_warning(demo, demo_head, caplog):

@@ -18,7 +18,6 @@ from bayesdiff.nodes.filter import (
     THRESHOLD,
     FilterByUncertainty,
 )
-from comfy.nested_tensor import NestedTensor
 from comfy_execution.graph_utils import ExecutionBlocker
 
 SCORES = [0.4, 0.1, math.nan, 0.3]
@@ -142,9 +141,6 @@ def test_wrong_batches_are_one_sentence():
         split(images=ramp(8, 8, 3, count=3))
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input masks, one per score, got 2"):
         split(masks=ramp(8, 8, count=2))
-    nested = NestedTensor([torch.zeros(4, 4, 2, 2), torch.zeros(4, 4, 2, 2)])
-    with pytest.raises(ValueError, match="got a nested latent"):
-        split(latent={"samples": nested})
     with pytest.raises(ValueError, match="Expected scores or an uncertainty to rank by, got neither"):
         split(scores=None)
     with pytest.raises(ValueError, match="Expected parts of one size and kind in the list at the input images, got"):
