@@ -76,5 +76,5 @@ def ranks_within(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     found = torch.empty(len(values), dtype=torch.float64)
     for group in groups.unique():
         inside = groups == group
-        found[inside] = (torch.from_numpy(rankdata(values[inside].numpy())) - 0.5) / int(inside.sum())
+        found[inside] = (torch.from_numpy(rankdata(values[inside].numpy())).to(found) - 0.5) / int(inside.sum())
     return found
