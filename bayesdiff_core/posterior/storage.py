@@ -134,8 +134,8 @@ def load_head(path: Path) -> LaplaceHead:
         )
     if metadata.get("format_version") not in READABLE:
         raise HeadFileError(
-            f"Expected a Laplace head of format version {' or '.join(READABLE)}, but {name} has version "
-            f"{str(metadata.get('format_version'))[:LONGEST]}; update BayesDiff or fit the head again."
+            f"Expected a Laplace head of format version {', '.join(READABLE[:-1])} or {READABLE[-1]}, but {name} has "
+            f"version {str(metadata.get('format_version'))[:LONGEST]}; update BayesDiff or fit the head again."
         )
     try:
         count = int(metadata.get(PARTS, "1"))

@@ -82,7 +82,11 @@ def test_other_files_are_refused(head, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "3"}, "of format version 1 or 2, but .* has version 3"),
+        ({"format_version": "4"}, "of format version 1, 2 or 3, but .* has version 4"),
+        ({"parts": "2"}, "lacks or garbles"),
+        ({"parts": "0"}, "lacks or garbles"),
+        ({"parts": "1000000000"}, "lacks or garbles"),
+        ({"parts": "many"}, "lacks or garbles"),
         ({"geometry": "{}"}, "lacks or garbles"),
         ({"geometry": '{"kind": "linear", "in_features": 5, "out_features": 1, "bias": true}'}, "do not fit"),
         ({"prior_precision": "many"}, "lacks or garbles"),
@@ -99,6 +103,24 @@ def test_metadata_that_does_not_fit(head, tmp_path, change, message):
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
     safetensors.torch.save_file(tensors, path, metadata | change)
     with pytest.raises(HeadFileError, match=message):
+        load_head(path)
+
+
+def test_heads_of_several_layers_are_one_file(head, tmp_path):
+    sound = dataclasses.replace(make_head(7, 5), about={"layer": "audio_proj_out"}, calibration=make_calibration())
+    path = tmp_path / "head.safetensors"
+    save_head(dataclasses.replace(head, others=(sound,)), path)
+    loaded = load_head(path)
+    assert [each.about for each in (loaded, *loaded.others)] == [head.about, sound.about]
+    assert loaded.calibration is None and loaded.others[0].calibration is not None
+    for own, back in ((head, loaded), (sound, loaded.others[0])):
+        assert torch.equal(own.draw(1, 2), back.draw(1, 2)) and own.geometry == back.geometry
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    assert metadata["format_version"] == "3", "older versions of the pack shall not take it for a head of one layer"
+    broken = tensors | {"1.precision": torch.full_like(tensors["1.precision"], torch.nan)}
+    safetensors.torch.save_file(broken, path, metadata)
+    with pytest.raises(HeadFileError, match="do not fit"):
         load_head(path)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import struct
+from itertools import zip_longest
 
 import hypothesis
 import hypothesis.strategies as st
@@ -50,6 +51,11 @@ def learned_parts(head: LaplaceHead) -> list:
 
 def same(first: LaplaceHead, second: LaplaceHead) -> bool:
     """To the bit, in everything."""
+    both = list(zip_longest((first, *first.others), (second, *second.others)))
+    return all(one is not None and other is not None and same_layer(one, other) for one, other in both)
+
+
+def same_layer(first: LaplaceHead, second: LaplaceHead) -> bool:
     parts = [
         [*vars(head.precision).values(), head.precision.structure, head.geometry, head.prior_precision, head.about]
         + learned_parts(head)
@@ -65,10 +71,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("heads")
 
 
-@pytest.fixture(scope="module", params=["low-rank", "full", "diag"])
+@pytest.fixture(scope="module", params=["low-rank", "full", "diag", "two layers"])
 def saved(request, folder):
     """A head and the bytes of its file."""
-    head = make_head(3 if request.param == "low-rank" else None, structure=request.param)
+    structure = request.param if request.param == "diag" else "low-rank"
+    head = make_head(None if request.param == "full" else 3, structure=structure)
+    if request.param == "two layers":
+        head = dataclasses.replace(head, others=(make_head(2, width=3),))
     save_head(head, folder / NAME)
     return load_head(folder / NAME), (folder / NAME).read_bytes()
 
