@@ -7,7 +7,6 @@ here, and any other latent has one part.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from comfy.nested_tensor import NestedTensor
@@ -15,8 +14,8 @@ from comfy.nested_tensor import NestedTensor
 from ..bayesdiff_core.estimators.parts import Shapes, pack, unpack
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 
-# A latent, nested or not.
-Latent = TypeVar("Latent", bound=torch.Tensor | NestedTensor)
+# A latent, nested or not: what both kinds share is what a tensor has.
+Latent = torch.Tensor
 
 
 def parts_of(latent: Latent) -> list[torch.Tensor]:
@@ -24,7 +23,7 @@ def parts_of(latent: Latent) -> list[torch.Tensor]:
     return list(latent.unbind()) if latent.is_nested else [latent]
 
 
-def whole(parts: list[torch.Tensor]) -> torch.Tensor:
+def whole(parts: list[torch.Tensor]) -> Latent:
     """The latent of these parts, nested where there are several."""
     return NestedTensor(parts) if len(parts) > 1 else parts[0]
 
@@ -44,7 +43,7 @@ def shapes_of(latent: Latent) -> Shapes:
     return tuple(part.shape[1:] for part in latent.unbind()) if latent.is_nested else ()
 
 
-def latent_of(uncertainty: Uncertainty) -> torch.Tensor:
+def latent_of(uncertainty: Uncertainty) -> Latent:
     """The samples that an uncertainty is of, nested where it has several parts."""
     return whole([part.latent for part in uncertainty.parts])
 
