@@ -28,6 +28,7 @@ from .run.progress import Progress
 from .run.sample import sample_with_uncertainty
 from .run.space import latent_slope, scales
 from .run.stock import sample_stock
+from .said import once_each
 from .settings import WHOLE, Part, RunSettings, Start, Stretch
 
 # Mixed into the seed: these images shall be others than those that the head was fitted on.
@@ -81,6 +82,7 @@ class OwnRun(NamedTuple):
     part: Part = WHOLE
 
 
+@once_each()
 def calibrate(head: LaplaceHead, model: ModelPatcher, runs: list[OwnRun], seed: int, members: int = 1) -> LaplaceHead:
     """The head with what it learned.
 

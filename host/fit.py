@@ -17,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from ..bayesdiff_core.estimators.parts import unpack
 from ..bayesdiff_core.posterior.fit import GaussNewton, fit_laplace_head
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
+from .blocks import Blocks
 from .calibrate import OwnRun, calibrate
 from .files import read_caption, read_image
 from .identity import describe_model
@@ -30,6 +31,10 @@ from .states import NoisedState, visit_state
 
 # Latent cells and images in one call of the network: few, so that a model that just fits its card can be fitted.
 CALL_CELLS, CALL_IMAGES = 64 * 64, 4
+ANSWERED_BY_A_CACHE = (
+    "Expected a network that answers every call of the fit, got a cache on the model that answers some for it; connect "
+    "the model as it is before the cache."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,17 +274,26 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
 
     A call of the network at a latent x0, a sigma and noise eps shows the features that training saw. Its residual,
     known because x0 is, is the noise of the likelihood.
+
+    Raises:
+        ValueError: a cache on the model answered for the network.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     fits = [LayerFit(layer, settings, generator) for layer in last_layers_for_fit(model, data[0])]
     prompts = 1 if settings.cfg == 1 else 2
     progress = comfy.utils.ProgressBar(settings.levels * prompts * len(data))
+    blocks, most = Blocks(model.model.diffusion_model), 0
 
     def visit(denoise, x, sigma, x0, shapes):
+        nonlocal most
         with ExitStack() as stack:
             for fit in fits:
                 stack.enter_context(fit.layer.watched(fit.see))
+            stack.enter_context(blocks.counting())
             denoised = denoise(x)
+        most = max(most, blocks.most)
+        if blocks.most < most:
+            raise ValueError(ANSWERED_BY_A_CACHE)
         residual = (denoised - x0) / output_slope(model.get_model_object("model_sampling"), sigma, x0)
         parts = unpack(residual, shapes)
         for fit in fits:

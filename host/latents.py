@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 
 import comfy.sample
 import torch
@@ -13,6 +12,7 @@ from ..bayesdiff_core.estimators.parts import Shapes
 from ..bayesdiff_core.reading.clip_masks import cell_masks, frame_masks
 from ..bayesdiff_core.reading.grid import LatentGrid
 from .nested import by_part, count_of, parts_of, whole
+from .said import say
 
 
 def check_latent(model: ModelPatcher, latent: dict) -> None:
@@ -112,8 +112,8 @@ def warn_of_mixed_masks(latent: dict) -> None:
     if mask is None or samples.is_nested or samples.ndim != 5 or mask.ndim >= 5:
         return
     if mask.ndim > 2 and len(mask) > 1 and len(samples) > 1:
-        logging.warning(
-            "BayesDiff: ComfyUI takes the masks of a batch of this family for the frames of one clip, and gives all of "
+        say(
+            "ComfyUI takes the masks of a batch of this family for the frames of one clip, and gives all of "
             "the batch their average; use the latent that Uncertainty to Mask (BayesDiff) returns, or sample one at a "
             "time."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import ClassVar
@@ -16,6 +15,7 @@ from ..bayesdiff_core.posterior.calibration import Calibration
 from ..bayesdiff_core.posterior.laplace_head import LaplaceHead
 from .identity import WARN_ONLY, describe_model, described_once, differing
 from .last_layer import LastLayer, find_last_layer
+from .said import say
 from .settings import Part
 
 # Of what a head's file says, in letters of a sentence about it.
@@ -146,8 +146,8 @@ class Posterior:
         steps = sigmas[:-1].tolist()
         outside = [sigma for sigma in steps if not low / OUTSIDE <= sigma <= high * OUTSIDE]
         if outside:
-            logging.warning(
-                f"BayesDiff: this Laplace head was fitted for the part {part.words} of the schedule, and "
+            say(
+                f"this Laplace head was fitted for the part {part.words} of the schedule, and "
                 f"{len(outside)} of {len(steps)} steps lie outside; fit a head for the whole, or sample this part "
                 "alone with it."
             )
@@ -182,7 +182,7 @@ def check_identity(head: LaplaceHead, model: ModelPatcher, layer: LastLayer) -> 
         wanted = wanted[:LONGEST]  # a file may say anything
         difference = differing(wanted, got) if key == "sampling" else f"{wanted} against {got}"
         if difference:
-            logging.warning(
-                f"BayesDiff: this Laplace head was fitted {WARN_ONLY[key]} than this model's: {difference}; fit a head "
+            say(
+                f"this Laplace head was fitted {WARN_ONLY[key]} than this model's: {difference}; fit a head "
                 "on this model for exact figures."
             )

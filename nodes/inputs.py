@@ -186,4 +186,4 @@ def nothing_to_read(node: type[io.ComfyNode], uncertainty: Uncertainty) -> io.No
     if not uncertainty.unknown:
         return None
     # Each output by itself: the host drops a NodeOutput that blocks and has no outputs.
-    return io.NodeOutput(*[ExecutionBlocker(uncertainty.unknown)] * len(node.define_schema().outputs))
+    return io.NodeOutput(*[ExecutionBlocker(uncertainty.why_unknown)] * len(node.define_schema().outputs))

@@ -159,7 +159,7 @@ class Repair(io.ComfyNode):
             scores.tolist(),
             by_image(latent_image, versions),
             tried.flatten(0, 2),
-            f"Nothing was repaired. {best.unknown}" if best.unknown else describe(attempts, scores),
+            f"Nothing was repaired. {best.why_unknown}" if best.unknown else describe(attempts, scores),
         )
 
 

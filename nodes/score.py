@@ -67,8 +67,8 @@ class UncertaintyScore(io.ComfyNode):
     @classmethod
     def execute(cls, uncertainty, score, mask=None, vae=None, clip_vision=None) -> io.NodeOutput:
         if uncertainty.unknown:
-            unknown = ExecutionBlocker(uncertainty.unknown)
-            return io.NodeOutput(unknown, uncertainty.unknown, unknown)
+            unknown = ExecutionBlocker(uncertainty.why_unknown)
+            return io.NodeOutput(unknown, uncertainty.why_unknown, unknown)
         if score in SCORES and uncertainty.grid.time and mask is None:
             uncertainty.require_numbers()
         else:

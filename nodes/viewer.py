@@ -246,7 +246,7 @@ def choose(choice: str, keep: int, scores: torch.Tensor) -> tuple[list[int], str
 def why_unknown(uncertainty: Uncertainty) -> str:
     """Why something is unknown, in a sentence; "" if all is known."""
     if uncertainty.unknown:
-        return uncertainty.unknown
+        return uncertainty.why_unknown
     try:
         require_finite(uncertainty.variance)
     except ValueError as error:

@@ -24,7 +24,7 @@ def as_batch(uncertainty: Uncertainty, members: int = 0) -> torch.Tensor:
         ValueError: something is unknown, or the estimator has no members.
     """
     if uncertainty.unknown:
-        raise ValueError(uncertainty.unknown)
+        raise ValueError(uncertainty.why_unknown)
     deviations = uncertainty.deviations[: members or None]
     if not len(deviations):
         raise ValueError(

@@ -148,6 +148,15 @@ class Uncertainty:
         """Whether anything is known of any image."""
         return not self.unknown or not bool(self.variance.isnan().all())
 
+    @property
+    def why_unknown(self) -> str:
+        """:attr:`unknown`, and for which images it holds where others are known; "" if all is known."""
+        images = self.variance.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        if not self.unknown or len(images) in (0, len(self)):
+            return self.unknown
+        numbers = ", ".join(map(str, images))
+        return f"{self.unknown} This holds for {len(images)} of {len(self)} images: {numbers} (counted from 0)."
+
     def require_numbers(self) -> None:
         """Refuse what scores cannot read.
 
@@ -155,7 +164,7 @@ class Uncertainty:
             ValueError: something is unknown, or a variance is no finite number.
         """
         if self.unknown:
-            raise ValueError(self.unknown)
+            raise ValueError(self.why_unknown)
         require_finite(self.variance)
 
     def require_images(self) -> None:
@@ -165,7 +174,7 @@ class Uncertainty:
             ValueError: see :meth:`require_numbers`, or the latent is no batch of images or clips.
         """
         if self.unknown:
-            raise ValueError(self.unknown)
+            raise ValueError(self.why_unknown)
         if self.grid.time:
             raise ValueError(
                 "Expected the uncertainty of images or clips, got that of sound, which has no map; connect it to "
@@ -310,6 +319,6 @@ class Uncertainty:
             deviations=torch.cat([part.deviations[:members] for part in parts], dim=1),
             trajectory=moments,
             handover=Handover.join([part.handover for part in parts]),
-            unknown=next((part.unknown for part in parts if part.unknown), ""),
+            unknown=" ".join(dict.fromkeys(part.unknown for part in parts if part.unknown)),
             others=tuple(Uncertainty.join(list(same)) for same in zip(*(part.others for part in parts))),
         )

@@ -16,6 +16,7 @@ from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ..posterior import NoPosterior, Posterior
+from ..said import say
 from .beside import Beside
 from .context import RunContext, SamplerInputs
 from .look import Look
@@ -34,11 +35,11 @@ NEVER_ASKED = (
     "it; choose the quality 'ensemble' for them, which needs a Laplace head."
 )
 OTHER_NETWORK = (
-    "BayesDiff: this guider asks a second network too. The head is of the first, so the uncertainty counts the first "
+    "this guider asks a second network too. The head is of the first, so the uncertainty counts the first "
     "network's last layer alone."
 )
 LATER_STAGE = (
-    "BayesDiff: this run begins below full noise, and measures what it decides itself. Connect the uncertainty of the "
+    "this run begins below full noise, and measures what it decides itself. Connect the uncertainty of the "
     "latent that comes in to measure the whole."
 )
 OF_THE_FIRST = " by the first of two networks"
@@ -77,7 +78,7 @@ def nothing(latent: torch.Tensor) -> Found:
 
 def unknown(latent: torch.Tensor, why: str) -> Found:
     """What cannot be told of a run, and why."""
-    logging.warning(f"BayesDiff: the uncertainty of this run is unknown. {why}")
+    say(f"the uncertainty of this run is unknown. {why}")
     return nothing(latent)._replace(variance=torch.full(latent.shape, torch.nan), unknown=why)
 
 
@@ -144,7 +145,7 @@ class Observer:
             self.progress.extra = self.estimator.calls(context.schedule) if context.schedule else 0
             looks = self.looks
             if looks and context.has_other_network:
-                logging.warning(OTHER_NETWORK)
+                say(OTHER_NETWORK)
                 looks = []  # what one network shows is not gamma² of what both predict
             for look in looks:
                 look.begin(beside)
@@ -165,7 +166,8 @@ class Observer:
                 else:
                     self.found = nothing(samples) if len(sigmas) < 2 else unknown(samples, NEVER_ASKED)
         if self.found is None:
-            self.found = unknown(samples, beside.problem)
+            cost = 1.0 if recorder is None else recorder.cost
+            self.found = unknown(samples, beside.problem)._replace(cost=cost)
         return samples
 
     def estimate(self, context: RunContext, recorder: Recorder, shape: torch.Size) -> Found:
@@ -173,15 +175,18 @@ class Observer:
         if self.before is not None:
             recording = recording.going_on_from(past_of(self.before, context, recording.trajectory.states[0]))
         elif context.is_a_later_stage:
-            logging.info(LATER_STAGE)
+            say(LATER_STAGE, logging.INFO)
         states = recording.trajectory.states
         self.progress.extra = self.estimator.calls(recording.trajectory.levels)
         replay = Replay(context, recording, self.posterior, self.progress)
         usable = [index for index, state in enumerate(states) if state.signal > 0]
         sigmas = [states[index].sigma for index in usable]
         along = [usable[nearest_sigma(sigmas, sigma)] for sigma in self.save_at.of(context.sigmas)] if usable else []
-        found = self.estimator.estimate(replay, along)
-        replay.check_end()
+        try:
+            found = self.estimator.estimate(replay, along)
+            replay.check_end()
+        finally:
+            recorder.calls += replay.calls
         slope = context.slope_at(float(context.sigmas[-1]), found.variance)
         moments = [
             Moment(
@@ -196,7 +201,7 @@ class Observer:
             variance=found.variance * slope.square(),
             deviations=found.deviations[:KEPT_MEMBERS] * slope,
             members=len(found.deviations),
-            cost=1.0 + (recorder.calls + replay.calls) / len(recorder.seen),
+            cost=recorder.cost,
             unknown=found.problem or ("" if self.before is None else self.before.unknown),
             handover=Handover.of(recording.trajectory, self.posterior.seed),
             trajectory=tuple(moments),

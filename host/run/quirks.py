@@ -58,6 +58,13 @@ def has_memory(model_options: dict | None) -> bool:
     return foreign or any(name.startswith(("sampler_", "model_function")) for name in model_options)
 
 
+def is_compiled(guider, model_options: dict) -> bool:
+    """Whether torch.compile was put on the network or its blocks: then hooks are seen at some calls only."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    network = guider.inner_model.diffusion_model
+    return hasattr(network, "_orig_mod") or any("torch.compile" in found for found in wrappers.values())
+
+
 def has_company(guider, model_options: dict) -> bool:
     """Whether anything but the network and its prompts has a say in a prediction: patches, wrappers, controls."""
     patched = any(model_options.get("transformer_options", {}).get(kind) for kind in ("patches", "patches_replace"))

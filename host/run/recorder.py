@@ -11,16 +11,24 @@ from typing import NamedTuple
 
 import comfy.samplers
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from ...bayesdiff_core.estimators.base import Estimator
 from ...bayesdiff_core.estimators.parts import pack, unpack
 from ...bayesdiff_core.estimators.trajectory import Past, Scales, State, Step, Trajectory, Unknown, contraction
+from ..blocks import Blocks
 from ..layout import match_positions, read_positions
+from ..said import say
 from .beside import Beside
 from .context import POST_CFG, RunContext
 from .look import Look
-from .quirks import Generators, restart_hooks, step_cache
+from .quirks import Generators, is_compiled, restart_hooks, step_cache
 from .space import output_slope
+
+CACHED = (
+    "a cache on the model answered {cached} of {steps} steps. The more it answers, the smaller the "
+    "uncertainty comes out."
+)
 
 
 class Recording(NamedTuple):
@@ -31,12 +39,16 @@ class Recording(NamedTuple):
         uncond: of each state the prediction for the negative prompt, where the sampler looks at it; None elsewhere.
         answers: of the last layer at each state, to know them again; None where it was not seen.
         generators: where the global random generators stood before each prediction.
+        blocks: count those of the network.
+        most: how many of them ran in a prediction that no cache answered; 0 where that cannot be seen.
     """
 
     trajectory: Trajectory
     uncond: list[torch.Tensor | None]
     answers: list[torch.Tensor | None]
     generators: list[Generators]
+    blocks: Blocks
+    most: int
 
     def going_on_from(self, past: Past) -> Recording:
         """The same run, with what is known of the latent that it began with.
@@ -61,6 +73,7 @@ class Before(NamedTuple):
         looks: that look at it; none where nothing of it is needed.
         looking: to be held meanwhile.
         skipped: how many steps a cache had skipped.
+        counting: hooks that count the blocks that run, to be removed afterwards.
     """
 
     sigma: float
@@ -72,6 +85,7 @@ class Before(NamedTuple):
     looking: AbstractContextManager
     skipped: int
     generators: Generators
+    counting: list[RemovableHandle]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +98,7 @@ class Prediction:
         sized: whether its size is right.
         answers: of the last layer, to know them again; None where it was not seen.
         generators: where the global random generators stood before.
+        blocks: how many blocks of the network ran.
     """
 
     sigma: float
@@ -95,6 +110,7 @@ class Prediction:
     sized: bool
     answers: torch.Tensor | None
     generators: Generators
+    blocks: int
 
 
 class Recorder:
@@ -107,7 +123,8 @@ class Recorder:
 
     Attributes:
         seen: what the network predicted.
-        calls: of the network, made by the recorder itself once the run was over.
+        cached: how many steps the host's own cache answered instead.
+        calls: of the network, made once the run was over.
     """
 
     def __init__(self, context: RunContext, looks: list[Look], estimator: Estimator, beside: Beside):
@@ -115,8 +132,15 @@ class Recorder:
         self.looks = looks[: len(context.shapes) or 1]
         self.schedule = context.schedule
         self.asks = self.estimator.calls(self.schedule) > 0 if self.schedule else False
+        self.blocks = Blocks(context.model.model.diffusion_model, beside.guarded)
+        self.counts = not is_compiled(context.guider, context.options["model_options"])
         self.seen: list[Prediction] = []
-        self.calls = 0
+        self.cached = self.calls = 0
+
+    @property
+    def cost(self) -> float:
+        """Network calls of the whole, relative to those of the run."""
+        return 1.0 + self.calls / max(len(self.seen), 1)
 
     def predict_noise(self, executor, x, timestep, model_options: dict, seed):
         """See a prediction, guidance and all, and let it pass."""
@@ -126,8 +150,12 @@ class Recorder:
                 before = self.before(x, timestep, model_options)
         if before is None:
             return executor(x, timestep, model_options, seed)
-        with before.looking:
-            denoised = executor(x, timestep, before.model_options, seed)
+        try:
+            with before.looking:
+                denoised = executor(x, timestep, before.model_options, seed)
+        finally:
+            for handle in before.counting:
+                handle.remove()
         with self.beside.guarded("reading a step"):
             self.after(before, denoised)
         return denoised
@@ -155,13 +183,16 @@ class Recorder:
             looking=together(look.at(reads) for look in looks),
             skipped=cache.total_steps_skipped if cache is not None else 0,
             generators=Generators.now(self.context.device),
+            # The last, so that nothing can go wrong between this and its end.
+            counting=self.blocks.watch() if self.counts else [],
         )
 
     def after(self, before: Before, denoised: torch.Tensor) -> None:
         """Keep what was predicted."""
         cache = step_cache(before.model_options)
         if cache is not None and cache.total_steps_skipped > before.skipped:
-            return  # not the network's word: to a member, which asks the network, it would look like a change
+            self.cached += 1
+            return
         cfg = getattr(self.context.guider, "cfg", None)
         read = [look.gamma_squared(cfg, len(before.x)) for look in before.looks]
         self.seen.append(
@@ -175,8 +206,20 @@ class Recorder:
                 sized=all(sized for gamma_squared, sized in read if gamma_squared is not None),
                 answers=before.looks[0].answers.whole if before.looks else None,
                 generators=before.generators,
+                blocks=self.blocks.most,
             )
         )
+
+    def without_cached(self, most: int) -> list[Prediction]:
+        """Predictions in which as many blocks of the network ran as in any.
+
+        The others are not the network's word: to a member, which asks the network, they would look like a change.
+        """
+        own = [now for now in self.seen if now.blocks == most]
+        cached = self.cached + len(self.seen) - len(own)
+        if cached:
+            say(CACHED.format(cached=cached, steps=cached + len(own)))
+        return own if self.asks else self.seen
 
     def recording(self, shape: torch.Size) -> Recording:
         """The run, now that it is over.
@@ -187,6 +230,8 @@ class Recorder:
         Raises:
             Unknown: no latent of this shape was seen.
         """
+        most = max((now.blocks for now in self.seen), default=0)
+        self.seen = self.without_cached(most)
         # Of a sampler that enlarges its latent on the way, only what came after has the cells of the image.
         if not self.seen or self.seen[-1].x.shape != shape:
             raise Unknown(
@@ -195,7 +240,7 @@ class Recorder:
             )
         self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
         if len(self.seen) < seen:
-            logging.info("BayesDiff: the sampler changed the size of its latent; only the steps after it are measured.")
+            say("the sampler changed the size of its latent; only the steps after it are measured.", logging.INFO)
         end = self.context.end
         states = [
             State(now.sigma, now.scales, now.x, now.denoised, share_kept, variance)
@@ -214,6 +259,8 @@ class Recorder:
             [now.uncond for now in self.seen],
             [now.answers for now in self.seen],
             [now.generators for now in self.seen],
+            self.blocks,
+            most,
         )
 
     def share_denoised(self) -> torch.Tensor | None:

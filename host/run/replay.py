@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 
@@ -27,6 +27,15 @@ ANSWERS_OTHERWISE = (
     "Expected a network that answers the same when it is asked again, got one that does not, because of a patch, cache "
     "or control on the model that remembers its calls; take it off, or choose the quality 'ensemble' or 'instant'."
 )
+
+ANSWERED_BY_A_CACHE = (
+    "Expected a network that answers every call, got a cache on the model that answers some for it; take it off, or "
+    "choose the quality 'ensemble' or 'instant'."
+)
+
+
+class Answered(Unknown):
+    """A cache answered in the place of the network."""
 
 
 @contextmanager
@@ -154,7 +163,8 @@ class Replay(NominalRun):
             Unknown: the network answers otherwise by now.
         """
         if self.calls and has_company(self.context.guider, self.context.options["model_options"]):
-            self.ask_again(self.last)
+            with suppress(Answered):  # the members' calls are over
+                self.ask_again(self.last)
 
     def ask(
         self,
@@ -169,6 +179,9 @@ class Replay(NominalRun):
 
         Args:
             then: called when the weights are changed, before the network is asked.
+
+        Raises:
+            Answered: a cache answered for the network.
         """
         context, options = self.context, self.options if options is None else options
         if state.sigma > self.last.sigma:
@@ -186,10 +199,12 @@ class Replay(NominalRun):
             came = self.came_in(member)
             at = at + state.signal * came * (1 - mask)
         weights = nullcontext() if member is None else self.fitted.moved(self.draws(member), scale)
-        with weights:
+        with weights, self.recording.blocks.counting():
             then()
             denoised = context.guider(at, sigma, **options)
         self.calls += 1
+        if self.recording.blocks.most < self.recording.most:
+            raise Answered(ANSWERED_BY_A_CACHE)
         self.progress.call(self.calls, len(self.trajectory.states))
         if mask is not None:
             kept = state.denoised.to(denoised) + came

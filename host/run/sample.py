@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..latents import latent_grids
 from ..nested import packed, parts_of, shapes_of
 from ..posterior import NoPosterior, Posterior
+from ..said import say
 from .beside import Beside
 from .ensemble import Origin, ensemble_around
 from .observe import NEVER_ASKED, Found, Observer, nothing, unknown
@@ -160,5 +160,5 @@ def problem_of(variance: torch.Tensor, whole: torch.Tensor) -> str:
         return ""
     only_here = variance.isnan().all() and not whole.isnan().all()
     problem = PART_UNKNOWN if only_here else NOT_FINITE.format(bad=bad, images=len(variance))
-    logging.warning(f"BayesDiff: {problem}")
+    say(problem)
     return problem

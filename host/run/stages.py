@@ -14,6 +14,7 @@ from ...bayesdiff_core.reading.maps import resize_map
 from ...bayesdiff_core.reading.members import is_enlarged
 from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..nested import parts_of
+from ..said import say
 from .context import RunContext
 from .space import latent_slope
 
@@ -78,7 +79,7 @@ def enlarged(uncertainty: Uncertainty, shape: torch.Size) -> Uncertainty:
             f"Expected the uncertainty of the latent that comes in, or of one that was enlarged to it, of shape "
             f"{tuple(shape)}, got one of shape {tuple(own)}; {THROUGH}"
         )
-    logging.info("BayesDiff: the latent was enlarged, and its uncertainty is enlarged like it.")
+    say("the latent was enlarged, and its uncertainty is enlarged like it.", logging.INFO)
     return dataclasses.replace(
         uncertainty,
         latent=resized(uncertainty.latent, shape),

@@ -19,6 +19,7 @@ from ..run.progress import Progress
 from ..run.quirks import has_memory
 from ..run.sample import sample_with_uncertainty
 from ..run.stock import sample_stock
+from ..said import once_each
 from ..selection import join_latents, select_latent
 
 COUNT_KEY, RUN_KEY = "bayesdiff_count", "bayesdiff_run"
@@ -164,6 +165,7 @@ class Plan:
     score_finished: bool = False
 
 
+@once_each()
 def best_of_n(
     sample: Sample,
     latent: dict,

@@ -19,6 +19,7 @@ from ..nested import latent_of
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
 from ..run.stock import sample_stock
+from ..said import once_each
 from ..settings import RunSettings, step_after
 from .finished import uncertainty_of_finished
 from .redraw import redraw as draw_again
@@ -65,6 +66,7 @@ class RepairPlan:
     rectify: bool = False
 
 
+@once_each()
 def repair(
     latent: dict,
     posterior: Posterior | NoPosterior,

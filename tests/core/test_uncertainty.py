@@ -82,3 +82,18 @@ def test_variances_that_are_no_numbers_are_named_by_image(batch, value):
         with pytest.raises(ValueError, match=sentence):
             read()
     other.select(torch.tensor([0])).require_images()
+
+
+def test_the_reason_says_which_images_are_unknown(batch):
+    first, second, third = (batch.select(torch.tensor([number])) for number in range(3))
+    assert first.why_unknown == ""
+    second = dataclasses.replace(second, variance=torch.full_like(second.variance, math.nan), unknown="It ran away.")
+    assert second.why_unknown == "It ran away."
+    joined = Uncertainty.join([first, second, third])
+    assert joined.why_unknown == "It ran away. This holds for 1 of 3 images: 1 (counted from 0)."
+    assert joined.select(torch.tensor([2, 0])).why_unknown == ""
+    third = dataclasses.replace(third, variance=torch.full_like(third.variance, math.nan), unknown="It is blank.")
+    other = Uncertainty.join([first, second, third, second])
+    assert other.why_unknown == "It ran away. It is blank. This holds for 3 of 4 images: 1, 2, 3 (counted from 0)."
+    with pytest.raises(ValueError, match="3 of 4 images"):
+        other.require_images()

@@ -117,6 +117,7 @@ def test_a_run_shows_the_variance_of_its_own_predictions(setup, cfg):
     observer = Observer(posterior, estimator, SaveAt(), progress)
     latent, _ = sample_stock(sampled.run, setup.model, setup.latent, progress, wrap=observer.add_to)
     states = estimator.seen[0].trajectory.states
+    assert len(states) == STEPS, "no call is taken for that of a cache"
     assert torch.equal(latent["samples"], sampled.stock())
     features: list[torch.Tensor] = []
     with layer.watched(features.append):

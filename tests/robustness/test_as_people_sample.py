@@ -153,6 +153,92 @@ def test_a_patch_that_remembers_its_calls_is_unknown(demo, demo_head, quality):
     assert "answers the same when it is asked again" in uncertainty.unknown
 
 
+class BlockCache:
+    """Remembers what all blocks but the first add, and answers with that; as some packs do it for a UNet.
+
+    Args:
+        knows: whether it answers, of how far the first block's output is from that of the step it remembers, relative,
+            and the number of the call.
+    """
+
+    def __init__(self, network: torch.nn.Module, knows):
+        self.network, self.knows = network, knows
+        self.calls, self.answered, self.sigma = 0, 0, 0.0
+        self.first = self.rest = torch.empty(0)
+
+    def call(self, model_function, args: dict) -> torch.Tensor:
+        if float(args["timestep"][0]) > self.sigma:  # a new run
+            self.first = torch.empty(0)
+        self.sigma, self.calls, forward = float(args["timestep"][0]), self.calls + 1, self.network._forward
+        self.network._forward = lambda x, *inputs, **options: self.answer(forward, x, inputs, options)
+        try:
+            return model_function(args["input"], args["timestep"], **args["c"])
+        finally:
+            del self.network._forward
+
+    def answer(self, forward, x, inputs, options) -> torch.Tensor:
+        first = self.network.input_blocks[0](x, None)
+        if first.shape == self.first.shape:
+            if self.knows(float((first - self.first).abs().mean() / self.first.abs().mean()), self.calls):
+                self.answered += 1
+                return self.network.out(first + self.rest)
+        seen = []
+        handle = self.network.out.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        try:
+            return forward(x, *inputs, **options)
+        finally:
+            handle.remove()
+            self.first, self.rest = first, seen[0] - first
+
+
+def cached(demo, knows) -> tuple[tuple, BlockCache]:
+    """The demo model under a cache, and the cache."""
+    model = demo[0].clone()
+    cache = BlockCache(model.model.diffusion_model, knows)
+    # As a function: the host copies an object with its clones.
+    model.set_model_unet_function_wrapper(lambda function, args: cache.call(function, args))
+    return (model, *demo[1:]), cache
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_a_cache_that_answers_steps_for_the_network(demo, demo_head, caplog, quality):
+    """Members are followed at the steps that the network answered itself."""
+    run = RUN | dict(steps=16)
+    model, cache = cached(demo, lambda far, _: far < 0.15)
+    expected = stock(model, EMPTY, **run)["samples"]
+    answered = cache.answered
+    assert answered >= 3 and not torch.equal(expected, stock(demo, EMPTY, **run)["samples"])
+    found, uncertainty, _ = sample(model, demo_head, EMPTY, quality, **run)
+    assert torch.equal(found["samples"], expected) and not uncertainty.unknown
+    if quality != "ensemble":
+        assert f"a cache on the model answered {answered} of 16 steps" in caplog.text
+    if quality == "draft":
+        truth = sample(model, demo_head, EMPTY, "ensemble", **run | dict(members=8))[1]
+        assert 0.5 < uncertainty.variance.mean().sqrt() / truth.variance.mean().sqrt() < 2.0
+        tiny = sample(model, scaled(demo_head, 1e-12), EMPTY, quality, **run)[1]
+        assert tiny.variance.mean() < 1e-6 * uncertainty.variance.mean()
+
+
+@pytest.mark.parametrize("quality", ["draft", "balanced"])
+def test_a_cache_that_answers_members_for_the_network_is_unknown(demo, demo_head, quality):
+    model, _ = cached(demo, lambda far, calls: calls % 3 == 0)
+    expected = stock(model, EMPTY, **RUN)["samples"]
+    model, _ = cached(demo, lambda far, calls: calls % 3 == 0)
+    found, uncertainty, _ = sample(model, demo_head, EMPTY, quality, **RUN)
+    assert torch.equal(found["samples"], expected)
+    assert "a cache on the model that answers some for it" in uncertainty.unknown and uncertainty.variance.isnan().all()
+    assert uncertainty.cost > 1, "calls count, whatever came of them"
+
+
+def test_a_cache_that_answers_for_the_network_in_a_fit(demo):
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+
+    (model, positive, negative, _), _ = cached(demo, lambda far, calls: True)
+    with pytest.raises(ValueError, match="connect the model as it is before the cache"):
+        fit_own_head(model, Guidance(positive, negative, 3.0), (4, 16, 16), 2, 4, 2)
+
+
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_a_patch_that_asks_the_network_about_its_own_answer(demo, demo_head, quality):
     """In its second call the network sees what a draw did to the first."""
