@@ -193,6 +193,8 @@ class Deviations(Estimator):
             # Those that have a past can be followed more closely.
             calls, members = members * len(chosen), len(came)
             chosen = choose_states(trajectory.levels, min(self.states, calls // members))
+        if trajectory.is_mixed:  # the mask goes on pulling a deviation back to the end
+            chosen = sorted({*chosen, len(trajectory.states) - 1})
         return chosen, members
 
     def estimate(self, run: NominalRun, along: list[int]) -> Estimate:

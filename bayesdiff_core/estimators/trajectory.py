@@ -135,6 +135,12 @@ class Trajectory:
         return [state.noise_over_signal for state in self.states]
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether a soft mask mixes what is denoised with what is kept, in some cell at every state."""
+        share = self.share_denoised
+        return share is not None and bool(((share > 0) & (share < 1)).any())
+
+    @property
     def came_in(self) -> torch.Tensor | None:
         """Deviations of members from the clean latent that the run began with, ``(k, n, ...)``; None of no members."""
         return None if self.past is None or not len(self.past.deviations) else self.past.deviations
@@ -223,7 +229,7 @@ def contraction(step: Step, mask: torch.Tensor | None = None) -> float:
     For a deterministic sampler it is the ratio of the noise scales, for one that renews its noise it is less.
 
     Args:
-        mask: broadcasts to ``(n, ...)``, 1 where the image is denoised.
+        mask: broadcasts to ``(n, ...)``, where to look.
     """
     denoised = step.denoised.float()
     old, new = step.x.float() - step.signal * denoised, step.x_next.float() - step.signal_next * denoised

@@ -16,6 +16,8 @@ from .space import scales, x_slope, x_to_latent
 POST_CFG = "sampler_post_cfg_function"
 # Share of the model's largest sigma from which a run counts as one from pure noise.
 FULL_NOISE = 0.7
+# Below this share of a soft mask, rounding is all that could be read of the sampler's own x.
+LEAST_MASK = 1e-3
 
 
 class SamplerInputs(NamedTuple):
@@ -26,6 +28,18 @@ class SamplerInputs(NamedTuple):
     latent_image: torch.Tensor | None = None
     denoise_mask: torch.Tensor | None = None
     disable_pbar: bool = False
+
+
+class Unmixed(NamedTuple):
+    """A state as the sampler has it: see :meth:`RunContext.unmixed`.
+
+    Attributes:
+        mask: where the image is denoised at this state; broadcasts to ``(n, ...)``.
+    """
+
+    x: torch.Tensor
+    denoised: torch.Tensor
+    mask: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +55,7 @@ class RunContext:
         mask: where the image is denoised, None for everywhere.
         device, dtype: of the sampler's x.
         generator_state: of the global generator as the run begins.
+        given: what the sampler begins with.
         shapes: of the parts of a nested latent, which the sampler has in one row; none of any other.
     """
 
@@ -53,6 +68,7 @@ class RunContext:
     device: torch.device
     dtype: torch.dtype
     generator_state: torch.Tensor
+    given: SamplerInputs
     shapes: Shapes = ()
 
     @classmethod
@@ -69,6 +85,7 @@ class RunContext:
             device=inputs.noise.device,
             dtype=inputs.noise.dtype,
             generator_state=torch.get_rng_state(),
+            given=inputs,
         )
 
     @property
@@ -112,6 +129,24 @@ class RunContext:
         if self.mask is None or function is None:
             return self.mask
         return function(sigma, self.mask, extra_options={"model": self.guider, "sigmas": self.sigmas})
+
+    def unmixed(self, sigma: float, x: torch.Tensor, denoised: torch.Tensor) -> Unmixed:
+        """A state as the sampler has it, from what the network is shown and answers.
+
+        The host shows the network ``m x + (1 - m) kept``, and returns ``m denoised + (1 - m) image``.
+
+        Args:
+            x, denoised: ``(n, ...)``, on the CPU.
+        """
+        at = torch.full((len(x),), sigma, device=self.device)
+        mask, image = self.mask_at(at), self.given.latent_image
+        if mask is None or image is None:
+            return Unmixed(x, denoised, torch.ones(()))
+        model = self.guider.inner_model
+        kept = model.scale_latent_inpaint(x=x.to(self.device), sigma=at, noise=self.given.noise, latent_image=image)
+        mask, kept, image = (values.float().cpu() for values in (mask, kept, image))
+        own = torch.where(mask > 0, kept + (x - kept) / mask.clamp(min=LEAST_MASK), x)
+        return Unmixed(own, image + (denoised - image) * mask, mask)
 
     def slope_at(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
         """Slope of the latent that users see in the sampler's x."""

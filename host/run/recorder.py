@@ -275,10 +275,13 @@ class Recorder:
 
     def contractions(self, end: Scales) -> list[float]:
         """The coefficient a of the step that follows each state."""
-        mask = None if self.context.mask is None else self.context.mask.cpu()
+        own = [self.context.unmixed(now.sigma, now.x, now.denoised) for now in self.seen]
         found = [
-            contraction(Step(now.x, now.scales.signal, now.denoised, then.x, then.scales.signal), mask)
-            for now, then in zip(self.seen, self.seen[1:])
+            contraction(
+                Step(first.x, now.scales.signal, first.denoised, second.x, then.scales.signal),
+                None if self.context.mask is None else (first.mask > 0) & (second.mask > 0),
+            )
+            for now, first, then, second in zip(self.seen, own, self.seen[1:], own[1:])
         ]
         last = self.seen[-1].scales.noise
         return [*found, end.noise / last if last > 0 else 1.0]

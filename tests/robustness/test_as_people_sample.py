@@ -8,6 +8,7 @@ import latent_preview
 import nodes
 import pytest
 import torch
+from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
 from bayesdiff.nodes.sampler import SamplerCustomBayesDiff
 from comfy.clip_vision import Output
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
@@ -16,7 +17,7 @@ from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, Ra
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from families import FAMILIES, UNET, Family
-from running import ours, scaled, stock
+from running import options, ours, scaled, stock
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
 RUN = dict(steps=4, seed=3)
@@ -247,6 +248,17 @@ def test_a_patch_that_asks_the_network_about_its_own_answer(demo, demo_head, qua
     found, uncertainty, _ = sample(guided, demo_head, EMPTY, quality, **RUN)
     assert torch.equal(found["samples"], expected) and not torch.equal(expected, stock(demo, EMPTY, **RUN)["samples"])
     assert not uncertainty.unknown and uncertainty.variance.isfinite().all() and uncertainty.variance.mean() > 0
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_a_soft_mask_pulls_members_back_to_the_end(demo, demo_head, share):
+    """As where the host takes the average of the masks of a batch of stills."""
+    latent = stock(demo, {"samples": torch.zeros(1, 4, 16, 16)}, steps=8, seed=9)
+    latent = latent | {"noise_mask": torch.full((1, 128, 128), share)}
+    run = dict(steps=8, seed=3, members=4)
+    truth = sample(demo, demo_head, latent, "ensemble", **run)[1]
+    found = sample(demo, demo_head, latent, "draft", options=options(Deviations(members=4)), **run)[1]
+    assert 0.6 < found.variance.mean().sqrt() / truth.variance.mean().sqrt() < 1.6
 
 
 def test_a_network_that_takes_one_image_a_call():
