@@ -82,7 +82,11 @@ class Moderation:
         if self.learned is None:
             return torch.ones(())
         learned = mean_inside((self.learned / 2).exp(), self.evidence.inside).log() + math.log(self.signal)
-        factor = level_factor(variance, members, learned, self.spread, self.evidence.inside)
+        # The trend is of images that were denoised as a whole: of a soft mask the members know more.
+        share = torch.ones(()) if self.evidence.share is None else self.evidence.share
+        doubt = 2 * mean_inside(share.expand(self.evidence.inside.shape), self.evidence.inside).clamp(min=1e-6).log()
+        spread = (self.spread**2 + doubt.square()).sqrt()
+        factor = level_factor(variance, members, learned, spread, self.evidence.inside)
         return factor.square().reshape(-1, *[1] * (variance.ndim - 1))
 
 
@@ -144,7 +148,7 @@ def moderate_image(
 
 
 def level_factor(
-    variance: torch.Tensor, members: int, learned: torch.Tensor, spread: float, inside: torch.Tensor
+    variance: torch.Tensor, members: int, learned: torch.Tensor, spread: torch.Tensor, inside: torch.Tensor
 ) -> torch.Tensor:
     """By how much to multiply the standard deviations of each image, ``(n,)``: between members and the head's trend.
 
@@ -152,7 +156,7 @@ def level_factor(
         variance: ``(n, c, ..., h, w)``, as the members have it.
         members: how many they are.
         learned: ``(n,)``, the logarithm of the mean standard deviation by the trend.
-        spread: standard deviation of it around the truth.
+        spread: ``(n,)``, standard deviation of it around the truth.
         inside: ``(n, ..., h, w)`` of bool, what was denoised.
     """
     stds = variance.float().mean(1).clamp(min=0).sqrt()

@@ -26,8 +26,8 @@ from .quirks import Generators, is_compiled, restart_hooks, step_cache
 from .space import output_slope
 
 CACHED = (
-    "a cache on the model answered {cached} of {steps} steps. The more it answers, the smaller the "
-    "uncertainty comes out."
+    "a cache on the model answered {cached} of {steps} steps. The more it answers, the further off the size of the "
+    "uncertainty may be."
 )
 
 
@@ -123,7 +123,6 @@ class Recorder:
 
     Attributes:
         seen: what the network predicted.
-        cached: how many steps the host's own cache answered instead.
         calls: of the network, made once the run was over.
     """
 
@@ -135,7 +134,7 @@ class Recorder:
         self.blocks = Blocks(context.model.model.diffusion_model, beside.guarded)
         self.counts = not is_compiled(context.guider, context.options["model_options"])
         self.seen: list[Prediction] = []
-        self.cached = self.calls = 0
+        self.calls = 0
 
     @property
     def cost(self) -> float:
@@ -191,7 +190,6 @@ class Recorder:
         """Keep what was predicted."""
         cache = step_cache(before.model_options)
         if cache is not None and cache.total_steps_skipped > before.skipped:
-            self.cached += 1
             return
         cfg = getattr(self.context.guider, "cfg", None)
         read = [look.gamma_squared(cfg, len(before.x)) for look in before.looks]
@@ -216,7 +214,8 @@ class Recorder:
         The others are not the network's word: to a member, which asks the network, they would look like a change.
         """
         own = [now for now in self.seen if now.blocks == most]
-        cached = self.cached + len(self.seen) - len(own)
+        cache = step_cache(self.context.options["model_options"])
+        cached = len(self.seen) - len(own) + (0 if cache is None else cache.total_steps_skipped)
         if cached:
             say(CACHED.format(cached=cached, steps=cached + len(own)))
         return own if self.asks else self.seen
