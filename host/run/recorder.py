@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ class Before(NamedTuple):
     uncond: list[torch.Tensor]
     model_options: dict
     looks: list[Look]
-    looking: AbstractContextManager
+    looking: list[AbstractContextManager]
     skipped: int
     generators: Generators
     counting: list[RemovableHandle]
@@ -150,7 +150,9 @@ class Recorder:
         if before is None:
             return executor(x, timestep, model_options, seed)
         try:
-            with before.looking:
+            with ExitStack() as stack:
+                for looking in before.looking:
+                    stack.enter_context(looking)
                 denoised = executor(x, timestep, before.model_options, seed)
         finally:
             for handle in before.counting:
@@ -179,7 +181,7 @@ class Recorder:
             uncond=uncond,
             model_options=model_options,
             looks=looks,
-            looking=together(look.at(reads) for look in looks),
+            looking=[look.at(reads) for look in looks],
             skipped=cache.total_steps_skipped if cache is not None else 0,
             generators=Generators.now(self.context.device),
             # The last, so that nothing can go wrong between this and its end.
@@ -344,15 +346,6 @@ class Recorder:
 
         start = first.x.to(self.context.device, self.context.dtype)
         return read_positions(self.context.model, layer, lambda: denoise(start), latent, count)
-
-
-@contextmanager
-def together(contexts: Iterable[AbstractContextManager]) -> Iterator[None]:
-    """All of the contexts at once."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
 
 
 def see_uncond(found: list[torch.Tensor]) -> Callable[[dict], torch.Tensor]:

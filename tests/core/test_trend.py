@@ -7,6 +7,7 @@ import pytest
 import torch
 from measure import spearman
 
+from bayesdiff_core.estimators.base import Shown
 from bayesdiff_core.estimators.evidence import LEVELS, Evidence
 from bayesdiff_core.estimators.instant import Instant
 from bayesdiff_core.estimators.moderation import level_factor, moderate
@@ -80,22 +81,26 @@ def run_of(evidence_seed: int, factor: float = 1.0, images: int = 2) -> Trajecto
 
 
 @dataclasses.dataclass
-class Shown:
+class Run:
     """A run that is over, for an estimator that asks nothing of the network."""
 
     trajectory: Trajectory
     trend: object
 
+    @property
+    def shown(self) -> list[Shown]:
+        return [Shown(part, self.trend) for part in self.trajectory.parts]
+
     def show(self, variance):
-        self.shown = variance
+        self.preview = variance
 
 
 def test_instant_scales_with_the_posterior_and_not_with_the_batch():
     trend = fit_trend([drawn(1, seed)[1] for seed in range(6)])
-    run, doubled = (Shown(run_of(7, factor), trend) for factor in (1.0, 2.0))
+    run, doubled = (Run(run_of(7, factor), trend) for factor in (1.0, 2.0))
     once, twice = (Instant().estimate(each, [2]) for each in (run, doubled))
     assert torch.allclose(twice.variance, 2 * once.variance, rtol=1e-3)
-    assert torch.equal(run.shown, once.variance) and len(once.deviations) == 0
+    assert torch.equal(run.preview, once.variance) and len(once.deviations) == 0
     alone = Trajectory(
         tuple(
             dataclasses.replace(s, x=s.x[1:], denoised=s.denoised[1:], variance=s.variance[1:])
@@ -103,7 +108,7 @@ def test_instant_scales_with_the_posterior_and_not_with_the_batch():
         ),
         run.trajectory.end,
     )
-    assert torch.allclose(Instant().estimate(Shown(alone, trend), []).variance, once.variance[1:], rtol=1e-4)
+    assert torch.allclose(Instant().estimate(Run(alone, trend), []).variance, once.variance[1:], rtol=1e-4)
     # On the way members are as far away as they were at the fit: between 1.5 and 1.2 times.
     assert torch.allclose(once.along[2], once.variance * 1.5**2, rtol=1e-3)
 
@@ -112,13 +117,13 @@ def test_instant_is_zero_where_a_mask_keeps_the_image():
     trend = fit_trend([drawn(1, seed)[1] for seed in range(6)])
     share = torch.ones(2, *SHAPE)
     share[:, :8], share[:, 8:10] = 0, 0.5
-    run = Shown(dataclasses.replace(run_of(7), share_denoised=share), trend)
+    run = Run(dataclasses.replace(run_of(7), share_denoised=share), trend)
     found = Instant().estimate(run, []).variance
     assert not found[:, :, :8].any() and (found[:, :, 8:] > 0).all()
 
 
 def test_a_head_that_learned_nothing_says_so(caplog):
-    found = Instant().estimate(Shown(run_of(7), None), [3])
+    found = Instant().estimate(Run(run_of(7), None), [3])
     assert "fit the head again" in caplog.text and found.measures and found.along == {}
     assert (found.variance > 0).all()
 

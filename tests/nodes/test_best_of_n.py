@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import nodes
@@ -121,3 +122,10 @@ def test_nothing_survives_a_run(demo, demo_head):
     assert torch.equal(stock(demo, [0, 1])["samples"], first)
     hooks = [m for m in model.model.diffusion_model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
+
+
+def test_what_holds_for_the_whole_run_is_said_once(demo, demo_head, caplog):
+    caplog.set_level(logging.INFO)
+    noisy = {"samples": torch.ones(1, 4, 16, 16)}
+    best(demo, demo_head, latent=noisy, denoise=0.5, steps=4, candidates=3, keep=1, batch_size=1)
+    assert caplog.text.count("this run begins below full noise") == 1
