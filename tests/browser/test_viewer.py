@@ -124,12 +124,15 @@ def shown_masks(panel: Panel) -> dict[int, list[int]]:
         """async ([modules, id]) => {
             const {readLevels} = await import(`${modules}/levels.js`)
             const {ground, maskOf} = await import(`${modules}/mask.js`)
+            const {sample} = await import(`${modules}/runs.js`)
+            const upTo = length => Int32Array.from({length}, (_, i) => i)
             const [batch] = app.nodeOutputs[id].bayesdiff_viewer, found = {}
             const settings = Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))
             for (const [i, {levels}] of batch.images.entries()) {
                 const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels[0])}`))
                 const map = ground(readLevels(await file.arrayBuffer(), batch.cells), batch.size)
-                found[i] = [...maskOf(map, settings, batch).mask]
+                const {runs, sigma} = maskOf(map, settings, batch)
+                found[i] = [...sample(runs, sigma, upTo(runs.height), upTo(runs.width))]
             }
             return found
         }""",
@@ -386,18 +389,51 @@ def test_the_page_and_torch_make_the_same_mask_to_the_pixel(page, server):
     page.goto(f"http://127.0.0.1:{server.port}/system_stats")
     cases = [random_case(number) for number in range(200)]
     found = page.evaluate(
-        """async ([path, cases]) => {
-            const {enlarge, mostUncertain, aboveStd, abovePercentile} = await import(path)
+        """async ([modules, cases]) => {
+            const {enlarge, mostUncertain, aboveStd, abovePercentile} = await import(`${modules}/levels.js`)
+            const {sample} = await import(`${modules}/runs.js`)
+            const upTo = length => Int32Array.from({length}, (_, i) => i)
             return cases.map(({cells, shape, size, area, std, top, percentile, percentiles}) => {
-                const map = enlarge({cells: Uint16Array.from(cells), rows: shape[0], columns: shape[1]}, ...size)
+                const map = enlarge({cells: Uint16Array.from(cells), rows: shape[0], columns: shape[1]}, size)
                 const above = abovePercentile(map, percentile, percentiles)
-                return [mostUncertain(map, area), aboveStd(map, std, top), above].map(mask => mask.join(''))
+                return [mostUncertain(map, area), aboveStd(map, std, top), above].map(
+                    mask => sample(mask, 0, ...size.map(upTo)).join(''))
             })
         }""",
-        [f"{MODULES}/levels.js", cases],
+        [MODULES, cases],
     )
     assert found == [case["masks"] for case in cases]
     assert any("1" in mask and "0" in mask for case in cases for mask in case["masks"])
+
+
+@pytest.mark.parametrize(("cells", "most"), [(128, 65536), (512, 65536), (128, 4), (37, 65536)])
+def test_so_they_do_on_a_map_of_4k(page, server, cells, most):
+    """Compared by the runs of each row: where they begin and end."""
+    page.goto(f"http://127.0.0.1:{server.port}/system_stats")
+    generator, height, width = torch.Generator().manual_seed(cells), 2160, 4096
+    smooth = torch.linspace(0, 6, cells).sin().square()[:, None] * torch.linspace(0, 9, cells).cos().square()
+    noise = torch.rand(cells, cells, generator=generator)
+    level = ((0.7 * smooth + 0.3 * noise) * (most - 1)).round().long() * (65535 // (most - 1))
+    values, top = levels.enlarge(level, height, width), 0.7
+    percentiles = levels.Levels(level[None], top, torch.tensor([True])).percentiles()
+    expected = [
+        levels.most_uncertain(values, 0.15),
+        levels.above_std(values, 0.31, top),
+        levels.above_percentile(values, 90, percentiles),
+    ]
+    found = page.evaluate(
+        """async ([modules, cells, side, size, top, percentiles]) => {
+            const {aboveStd, abovePercentile, enlarge, mostUncertain} = await import(`${modules}/levels.js`)
+            const map = enlarge({cells: Uint16Array.from(cells), rows: side, columns: side}, size)
+            const masks = [mostUncertain(map, 0.15), aboveStd(map, 0.31, top), abovePercentile(map, 90, percentiles)]
+            return masks.map(({starts, ends}) => [[...starts], [...ends.subarray(0, starts.at(-1))]])
+        }""",
+        [MODULES, level.flatten().tolist(), cells, [height, width], top, percentiles],
+    )
+    for mask, (starts, ends) in zip(expected, found, strict=True):
+        changes = torch.nn.functional.pad(mask.int(), (1, 1)).diff(dim=1).nonzero()
+        assert changes[:, 1].tolist() == ends
+        assert [0, *torch.bincount(changes[:, 0], minlength=height).cumsum(0).tolist()] == starts
 
 
 def test_the_page_grows_and_blurs_as_the_mask_node(page, server):
@@ -405,12 +441,17 @@ def test_the_page_grows_and_blurs_as_the_mask_node(page, server):
     generator = torch.Generator().manual_seed(1)
     for height, width, pixels, sigma in ((40, 60, 0, 3.0), (64, 50, 4, 0.5), (30, 20, 40, 2.5), (17, 33, 1, 12.0)):
         mask = (torch.rand(1, height, width, generator=generator) > 0.95).float()
-        found = page.evaluate(
+        found, share = page.evaluate(
             """async ([path, mask, height, width, pixels, sigma]) => {
-                const {grow, blur} = await import(path)
-                return [...blur(grow(Uint8Array.from(mask), height, width, pixels), height, width, sigma)]
+                const {Writer, grow, sample, share} = await import(path)
+                const runs = new Writer(height, width), upTo = length => Int32Array.from({length}, (_, i) => i)
+                for (let y = 0; y < height; y++, runs.endRow())
+                    for (let x = 0; x < width; x++) if (mask[y * width + x]) runs.add(x, x + 1)
+                const wider = grow(runs, pixels)
+                return [[...sample(wider, sigma, upTo(height), upTo(width))], share(wider, sigma)]
             }""",
-            [f"{MODULES}/shapes.js", mask.flatten().int().tolist(), height, width, pixels, sigma],
+            [f"{MODULES}/runs.js", mask.flatten().int().tolist(), height, width, pixels, sigma],
         )
         expected = masks.blur(masks.grow(mask, pixels), sigma)
         assert torch.allclose(torch.tensor(found, dtype=torch.float32), expected.flatten(), atol=1e-5)
+        assert share == pytest.approx(float(expected.mean()), abs=1e-5)

@@ -4,7 +4,7 @@ import { chosen, inverted, toggled, write } from './choice.js'
 import { choiceRow, frameRow, lookRow, maskRow, readingRow } from './controls.js'
 import { make } from './dom.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
-import { draftScale, ground, maskOf } from './mask.js'
+import { ground, maskOf } from './mask.js'
 import { Strip } from './strip.js'
 import { View } from './view.js'
 
@@ -18,6 +18,8 @@ import { View } from './view.js'
 
 /** Of style.css, in pixels: between rows, around them, and the lowest view. */
 const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
+/** Milliseconds of work after which a slider gets drafts of the mask, and without a change until it is exact. */
+const [SLOW, REST] = [20, 120]
 const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
 
 /** What was looked at, by the images' name: an undo makes the node anew, and its panel. */
@@ -41,6 +43,8 @@ export class Panel {
     this.place = 0
     this.height = 0
     this.frame = 0
+    this.isSlow = false
+    this.rest = 0
     /** @type {Map<string, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} by file */
     this.maps = new Map()
     this.view = new View(say, (pixel) => this.#read(pixel))
@@ -226,7 +230,7 @@ export class Panel {
     if (name === 'choice' || name === 'keep' || !this.batch) this.update()
     else {
       this.mask.update()
-      this.#mark()
+      this.#mark(this.isSlow)
     }
   }
 
@@ -255,17 +259,20 @@ export class Panel {
     this.#mark()
   }
 
-  #mark() {
+  /** @param {boolean} [isDraft] whether to show a draft, and the exact mask as soon as nothing changes any more */
+  #mark(isDraft = false) {
+    clearTimeout(this.rest)
     const found = this.#found
+    const start = performance.now()
     let mask = null
     if (found) {
-      const settings = this.settings.values
-      const scale = draftScale(this.batch.size, settings.blur)
-      if (found.ground?.scale !== scale) found.ground = ground(found.map, this.batch.size, scale)
-      mask = maskOf(found.ground, settings, this.batch)
+      found.ground ??= ground(found.map, this.batch.size)
+      mask = maskOf(found.ground, this.settings.values, this.batch, isDraft)
     }
     this.view.setMask(mask)
     this.mask.tell(mask)
+    if (isDraft) this.rest = setTimeout(() => this.#mark(), REST)
+    else this.isSlow = performance.now() - start > SLOW
   }
 
   #read(pixel) {

@@ -82,7 +82,7 @@ export class View {
     this.#paint()
   }
 
-  /** @param {{mask: ArrayLike<number>, height: number, width: number} | null} mask */
+  /** @param {import('./mask.js').Mask | null} mask */
   setMask(mask) {
     this.mask = mask
     this.drawMask()
