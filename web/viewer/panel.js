@@ -22,7 +22,7 @@ const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
 const [SLOW, REST] = [20, 120]
 const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
 
-/** What was looked at, by the images' name: an undo makes the node anew, and its panel. */
+/** Which image was looked at, by the images' name: an undo makes the node anew, and its panel. */
 const remembered = new Map()
 
 export class Panel {
@@ -43,6 +43,7 @@ export class Panel {
     this.place = 0
     this.height = 0
     this.frame = 0
+    this.marked = { found: null, asked: '' }
     this.isSlow = false
     this.rest = 0
     /** @type {Map<string, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} by file */
@@ -130,13 +131,13 @@ export class Panel {
       this.tell(batch.problem)
       return
     }
-    const isNew = this.#name(batch) !== this.#name(this.batch)
+    const isNew = JSON.stringify(batch) !== JSON.stringify(this.batch)
     this.batch = batch
     this.tell(batch.unknown)
     this.body.classList.remove('bd-waiting')
     if (isNew) {
       this.maps.clear()
-      this.place = remembered.get(this.#name(batch)) ?? 0
+      this.place = Math.max(batch.order.indexOf(remembered.get(this.#name(batch))), 0)
       this.strip.fill(
         batch.order.map((number) => ({
           number,
@@ -147,7 +148,7 @@ export class Panel {
       )
       this.mask.reach(batch.top)
     }
-    this.show(Math.min(this.place, batch.order.length - 1))
+    this.show(this.place)
   }
 
   /** Which images these are: their files are named by what is in them. */
@@ -169,9 +170,9 @@ export class Panel {
   /** The image at a place of the strip. */
   show(place) {
     if (!this.batch || place < 0 || place >= this.batch.order.length) return
-    this.place = place
-    remembered.set(this.#name(this.batch), place)
     const number = this.batch.order[place]
+    this.place = place
+    remembered.set(this.#name(this.batch), number)
     this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
     const { images, before, levels } = this.batch.images[number]
     this.look.offer(before !== null, levels !== null)
@@ -230,7 +231,7 @@ export class Panel {
     if (name === 'choice' || name === 'keep' || !this.batch) this.update()
     else {
       this.mask.update()
-      this.#mark(this.isSlow)
+      this.#mark()
     }
   }
 
@@ -259,10 +260,19 @@ export class Panel {
     this.#mark()
   }
 
-  /** @param {boolean} [isDraft] whether to show a draft, and the exact mask as soon as nothing changes any more */
-  #mark(isDraft = false) {
-    clearTimeout(this.rest)
+  /** The mask of the shown frame, made anew if anything that it is made of has changed. */
+  #mark() {
     const found = this.#found
+    const asked = MASK.map((name) => this.settings.values[name]).join()
+    if (found === this.marked.found && asked === this.marked.asked) return
+    this.marked = { found, asked }
+    this.#make(this.isSlow)
+  }
+
+  /** @param {boolean} isDraft whether to show a draft, and the mask itself as soon as nothing changes any more */
+  #make(isDraft) {
+    clearTimeout(this.rest)
+    const { found } = this.marked
     const start = performance.now()
     let mask = null
     if (found) {
@@ -271,7 +281,7 @@ export class Panel {
     }
     this.view.setMask(mask)
     this.mask.tell(mask)
-    if (isDraft) this.rest = setTimeout(() => this.#mark(), REST)
+    if (isDraft) this.rest = setTimeout(() => this.#make(false), REST)
     else this.isSlow = performance.now() - start > SLOW
   }
 
@@ -334,4 +344,6 @@ export class Panel {
   }
 }
 
+/** The settings that make the mask. */
+const MASK = ['threshold', 'area', 'value', 'percentile', 'grow', 'blur']
 const PAN = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }

@@ -23,6 +23,7 @@ export class View {
     this.zoom = 1
     this.offset = [0, 0]
     this.mask = null
+    this.due = 0
     this.image = make('img', { alt: '', draggable: false })
     this.other = make('img', { alt: '', draggable: false })
     this.heat = make('canvas', {})
@@ -176,7 +177,15 @@ export class View {
     this.layout()
   }
 
+  /** Before the next picture of the page, once. */
   drawMask() {
+    this.due ||= requestAnimationFrame(() => {
+      this.due = 0
+      this.#draw()
+    })
+  }
+
+  #draw() {
     const canvas = this.outline
     const dots = window.devicePixelRatio || 1
     const [width, height] = [this.element.clientWidth, this.element.clientHeight].map((side) => Math.round(side * dots))
