@@ -1,8 +1,6 @@
 /** The panel of the node Uncertainty Viewer, as an extension of ComfyUI's page. */
 
-// @ts-ignore The page serves it.
 import { api } from '../../scripts/api.js'
-// @ts-ignore The page serves it.
 import { app } from '../../scripts/app.js'
 import { Panel } from './viewer/panel.js'
 import { Settings } from './viewer/settings.js'
@@ -61,6 +59,11 @@ function attach(node) {
     executed?.apply(this, arguments)
     show(node, output)
   }
+  const connected = node.onConnectionsChange
+  node.onConnectionsChange = function () {
+    connected?.apply(this, arguments)
+    panel.invite()
+  }
   const removed = node.onRemoved
   node.onRemoved = function () {
     removed?.apply(this, arguments)
@@ -69,6 +72,7 @@ function attach(node) {
   // Of a graph that is shown again, the page knows the outputs a little later.
   setTimeout(() => {
     takePlace(node, panel)
+    panel.invite()
     panel.update()
     show(node, app.nodeOutputs?.[node.id])
   }, 0)

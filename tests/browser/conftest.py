@@ -11,6 +11,7 @@ import comfy_server
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from viewer_page import open_graph
 
 # A machine without a GPU draws the page slowly, and a busy one runs the quick start slowly.
 PATIENCE_MS = 300_000
@@ -67,6 +68,18 @@ def newest_server(tmp_path_factory):
     arguments = ("--cache-classic", "--front-end-root", os.environ["BAYESDIFF_FRONT_END"])
     with comfy_server.ComfyServer(tmp_path_factory.mktemp("newest"), arguments=arguments) as running:
         yield running
+
+
+EVERYWHERE = [(front_end, nodes_2) for front_end in ("server", "newest_server") for nodes_2 in (False, True)]
+
+
+@pytest.fixture(params=EVERYWHERE, ids=["pinned-classic", "pinned-nodes2", "newest-classic", "newest-nodes2"])
+def anywhere(open_page, request):
+    """Called with a graph: its viewer's panel, in both front ends and both renderers."""
+    front_end, nodes_2 = request.param
+    server = request.getfixturevalue(front_end)
+    with open_page(server) as page:
+        yield lambda api: open_graph(page, server, api, nodes_2)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import { table } from '../../web/viewer/colours.js'
 import { enlarge, mostUncertain, percentileOf, readLevels, valueAt } from '../../web/viewer/levels.js'
 import { ground, maskOf } from '../../web/viewer/mask.js'
 import { drawOutline } from '../../web/viewer/outline.js'
-import { Writer, first, grow, sample, share, size, union, without } from '../../web/viewer/runs.js'
+import { Writer, firstPixels, grow, sample, share, size, union, without } from '../../web/viewer/runs.js'
 import { LANGUAGES, keys, speaker } from '../../web/viewer/words.js'
 
 const ORDER = [2, 0, 3, 1]
@@ -25,9 +25,9 @@ test('a choice is read as the node reads it', () => {
 })
 
 test('what is written is read again', () => {
-  for (const numbers of [[], [0], [3, 1], ORDER]) {
-    const text = write(new Set(numbers), ORDER.length)
-    assert.deepEqual([...chosen(text, 1, ORDER, true).kept].sort(), [...numbers].sort(), text)
+  for (const kept of [[], [0], [3, 1], ORDER]) {
+    const text = write(new Set(kept), ORDER.length)
+    assert.deepEqual([...chosen(text, 1, ORDER, true).kept].sort(), [...kept].sort(), text)
     assert.equal(chosen(text, 1, ORDER, true).byHand, true)
   }
   assert.deepEqual([...inverted(toggled(new Set([1, 3]), 3), 4)], [0, 2, 3])
@@ -63,7 +63,7 @@ test('runs are joined, cut and counted as their pixels are', () => {
   )
   let left = 20
   assert.deepEqual(
-    pixelsOf(first(a, left)),
+    pixelsOf(firstPixels(a, left)),
     one.map((value) => (value && left-- > 0 ? 1 : 0)),
   )
   assert.equal(

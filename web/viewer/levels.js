@@ -6,7 +6,7 @@
  * quotients, are exact.
  */
 
-import { Writer, first, size, union, without } from './runs.js'
+import { Writer, firstPixels, size, union, without } from './runs.js'
 
 export const MOST = 65535
 const TENTHS = 10
@@ -171,7 +171,7 @@ export function mostUncertain(enlarged, area) {
   const higher = above(enlarged, limit)
   const left = most - size(higher)
   if (left === 0 || limit === 0) return higher
-  return union(higher, first(without(above(enlarged, limit - 1), higher), left))
+  return union(higher, firstPixels(without(above(enlarged, limit - 1), higher), left))
 }
 
 /** So few pixels are looked at one by one. */

@@ -18,10 +18,10 @@ const DRAFT = 2 ** 18
  * @param {import('./levels.js').Levels} map
  * @param {[number, number]} size height and width of the image
  */
-export function ground(map, size) {
-  const scale = Math.min(1, Math.sqrt(DRAFT / (size[0] * size[1])))
-  const smaller = /** @type {[number, number]} */ (size.map((side) => Math.max(1, Math.round(side * scale))))
-  return { exact: enlarge(map, size), draft: enlarge(map, smaller), scale }
+export function ground(map, [height, width]) {
+  const scale = Math.min(1, Math.sqrt(DRAFT / (height * width)))
+  const smaller = (side) => Math.max(1, Math.round(side * scale))
+  return { exact: enlarge(map, [height, width]), draft: enlarge(map, [smaller(height), smaller(width)]), scale }
 }
 
 /**

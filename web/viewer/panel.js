@@ -1,8 +1,9 @@
-/** The panel of one node: puts view, controls and strip together, and answers keys. */
+/** The panel of one node: puts view, controls and strip together. */
 
 import { chosen, inverted, toggled, write } from './choice.js'
 import { choiceRow, frameRow, lookRow, maskRow, readingRow } from './controls.js'
 import { make } from './dom.js'
+import { pressed } from './keys.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
 import { ground, maskOf } from './mask.js'
 import { Strip } from './strip.js'
@@ -51,7 +52,7 @@ export class Panel {
     this.view = new View(say, (pixel) => this.#read(pixel))
     this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
     this.reading = readingRow(say, this.view)
-    this.frames = frameRow(say, (frame) => this.#turn(frame))
+    this.frames = frameRow(say, (frame) => this.turn(frame))
     this.look = lookRow(say, this.view)
     this.mask = maskRow(say, settings)
     this.choice = choiceRow(say, {
@@ -80,7 +81,7 @@ export class Panel {
       title: say('toggle'),
       onclick: () => this.toggle(this.place),
     })
-    this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
+    this.notice = make('div', { class: 'bd-notice', role: 'status' })
     this.body = make(
       'div',
       { class: 'bd-body bd-waiting' },
@@ -95,12 +96,13 @@ export class Panel {
     )
     this.element = make(
       'div',
-      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) },
+      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => pressed(this, event) },
       this.notice,
       this.body,
     )
     const rows = new ResizeObserver(() => this.#measure())
     for (const row of [this.notice, ...this.body.children]) if (row !== this.view.element) rows.observe(row)
+    this.invite()
     this.update()
     this.element.addEventListener(
       'error',
@@ -123,6 +125,11 @@ export class Panel {
   tell(sentence) {
     this.notice.textContent = sentence
     this.notice.hidden = !sentence
+  }
+
+  /** Before the first run: what to do. */
+  invite() {
+    if (!this.batch) this.tell(this.say(NEEDED.every((name) => this.settings.isConnected(name)) ? 'empty' : 'missing'))
   }
 
   /** @param {Batch} batch */
@@ -177,12 +184,12 @@ export class Panel {
     const { images, before, levels } = this.batch.images[number]
     this.look.offer(before !== null, levels !== null)
     this.frames.offer(images.length)
-    this.#turn(Math.min(this.frame, images.length - 1))
+    this.turn(Math.min(this.frame, images.length - 1))
     this.update()
   }
 
   /** To a frame of the shown clip; an image has one. */
-  #turn(frame) {
+  turn(frame) {
     const number = this.batch.order[this.place]
     const { images, before } = this.batch.images[number]
     if (frame < 0 || frame >= images.length) return
@@ -304,46 +311,9 @@ export class Panel {
   #choose(kept) {
     if (this.batch) this.settings.choose(write(kept, this.batch.order.length), this.#name(this.batch))
   }
-
-  #key(event) {
-    const target = /** @type {HTMLElement} */ (event.target)
-    const isTyping = target.matches('input[type=number], select')
-    if (event.ctrlKey || event.metaKey || event.altKey) return
-    const isDone = event.key === 'Enter' ? this.#enter(target) : !isTyping && this.#press(event, target)
-    // The page has keys of its own, one letter each.
-    if (isDone) event.preventDefault()
-    if (isDone || isTyping) event.stopPropagation()
-  }
-
-  #enter(target) {
-    if (target.matches('button, select')) return false
-    if (target.matches('input[type=number]')) target.dispatchEvent(new Event('change'))
-    this.host.run()
-    return true
-  }
-
-  #press(event, target) {
-    if (!this.batch) return false
-    const isSlider = target.matches('input[type=range]')
-    const { key } = event
-    if (/^[1-9]$/.test(key)) this.toggle(Number(key) - 1)
-    else if (key.startsWith('Arrow') && isSlider) return false
-    else if (key.startsWith('Arrow') && event.shiftKey) this.view.pan(...PAN[key])
-    else if (key === 'ArrowLeft') this.show(this.place - 1)
-    else if (key === 'ArrowRight') this.show(this.place + 1)
-    else if (key === ',') this.#turn(this.frame - 1)
-    else if (key === '.') this.#turn(this.frame + 1)
-    else if (key === ' ' && target === this.view.element) this.view.flip()
-    else if (key === '+' || key === '=') this.view.zoomBy(1.5)
-    else if (key === '-') this.view.zoomBy(1 / 1.5)
-    else if (key === '0') this.view.fit()
-    else if (key === 'k') this.toggle(this.place)
-    else if (key === 'm') this.look.flip()
-    else return false
-    return true
-  }
 }
 
+/** What has to be connected. */
+const NEEDED = ['images', 'uncertainty']
 /** The settings that make the mask. */
 const MASK = ['threshold', 'area', 'value', 'percentile', 'grow', 'blur']
-const PAN = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }

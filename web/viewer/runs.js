@@ -104,7 +104,7 @@ export function without(mask, part) {
  * @param {Runs} mask
  * @returns {Runs}
  */
-export function first(mask, pixels) {
+export function firstPixels(mask, pixels) {
   const found = new Writer(mask.height, mask.width)
   for (let y = 0; y < mask.height; y++, found.endRow()) {
     for (let [i, to] = rowOf(mask, y); i < to && pixels > 0; i += 2) {

@@ -47,6 +47,11 @@ export class Settings {
     return this.node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false
   }
 
+  /** Whether anything is connected to an input that is no widget. */
+  isConnected(name) {
+    return this.node.inputs?.some((input) => input.name === name && input.link != null) ?? false
+  }
+
   set(name, value) {
     const widget = this.widgets[name]
     if (widget.value === value) return

@@ -3,6 +3,7 @@
 const WORDS = {
   en: {
     viewer: 'Uncertainty viewer',
+    missing: 'Connect images and their uncertainty, from any sampler of BayesDiff, then run the graph.',
     empty:
       'Run the graph once. The images appear here with their maps; set the mask and choose images without another run.',
     image: 'Image {0}, {1} of {2}',
@@ -57,6 +58,8 @@ const WORDS = {
   },
   de: {
     viewer: 'Unsicherheitsbetrachter',
+    missing:
+      'Verbinden Sie Bilder und deren Unsicherheit, von irgendeinem Sampler von BayesDiff, und führen Sie den Graphen aus.',
     empty:
       'Führen Sie den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
     image: 'Bild {0}, {1} von {2}',
@@ -113,6 +116,7 @@ const WORDS = {
   },
   zh: {
     viewer: '不确定性查看器',
+    missing: '请连接图像及其不确定性（来自任意 BayesDiff 采样器），然后运行工作流。',
     empty: '先运行一次工作流。图像和热力图会显示在这里；之后设置遮罩和挑选图像都无需再次运行。',
     image: '图像 {0}，第 {1} / {2} 张',
     previous: '更确定的图像 (←)',
