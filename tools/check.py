@@ -234,7 +234,10 @@ def page(host_python: str) -> Iterator[str]:
     tests = [path for path in beside if path.endswith(".test.mjs")]
     lint_page = ["--no-config-lookup", "--max-warnings", "0", "-c", folder / "eslint.config.mjs", ROOT / "web", folder]
     for arguments, problem in (
-        ([modules / "prettier" / "bin" / "prettier.cjs", "--check", *scripts, *beside], "prettier would format scripts"),
+        (
+            [modules / "prettier" / "bin" / "prettier.cjs", "--check", *scripts, *beside],
+            "prettier would format scripts",
+        ),
         ([modules / "eslint" / "bin" / "eslint.js", *lint_page], "ESLint reports problems"),
         ([modules / "typescript" / "bin" / "tsc", "-p", ROOT / "jsconfig.json"], "TypeScript reports problems"),
         (["--test", *tests], "tests of the page's scripts fail"),

@@ -104,8 +104,8 @@ def open_graph(page, server, api: dict, nodes_2: bool = False) -> Panel:
     return panel
 
 
-def shown_masks(panel: Panel) -> dict[int, list[int]]:
-    """By image, the mask as the page computes it from what it was sent."""
+def shown_masks(panel: Panel) -> dict[int, list[list[int]]]:
+    """By image, the mask of each of its frames as the page computes it from what it was sent."""
     found = panel.page.evaluate(
         """async ([modules, id]) => {
             const {readLevels} = await import(`${modules}/levels.js`)
@@ -115,13 +115,16 @@ def shown_masks(panel: Panel) -> dict[int, list[int]]:
             const [batch] = app.nodeOutputs[id].bayesdiff_viewer, found = {}
             const settings = Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))
             for (const [i, {levels}] of batch.images.entries()) {
-                const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(levels[0])}`))
-                const map = ground(readLevels(await file.arrayBuffer(), batch.cells), batch.size)
-                const {runs, sigma} = maskOf(map, settings, batch)
-                found[i] = [...sample(runs, sigma, upTo(runs.height), upTo(runs.width))]
+                const masks = await Promise.all(levels.map(async level => {
+                    const file = await fetch(app.api.apiURL(`/view?${new URLSearchParams(level)}`))
+                    const map = ground(readLevels(await file.arrayBuffer(), batch.cells), batch.size)
+                    const {runs, sigma} = maskOf(map, settings, batch)
+                    return [...sample(runs, sigma, upTo(runs.height), upTo(runs.width))]
+                }))
+                found[i] = batch.map_of.map(place => masks[place])
             }
             return found
         }""",
         [MODULES, panel.node_id],
     )
-    return {int(number): mask for number, mask in found.items()}
+    return {int(number): frames for number, frames in found.items()}

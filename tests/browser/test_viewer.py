@@ -49,7 +49,7 @@ def test_see_set_the_mask_choose_and_run(anywhere):
     assert [numpy.array_equal(image, images[i]) for image, i in zip(found["6"], kept, strict=True)] == [True, True]
     masks = shown_masks(panel)
     for image, i in zip(found["8"], kept, strict=True):
-        assert (image[..., 0].flatten() > 0).astype(int).tolist() == masks[i]
+        assert [(image[..., 0].flatten() > 0).astype(int).tolist()] == masks[i]
 
     # Both are steps to undo, and the panel follows.
     page.keyboard.press("Control+z")
@@ -158,7 +158,9 @@ def test_nothing_of_a_graph_a_file_or_a_message_becomes_html(page, server):
             file["filename"] = f"{number}{HOSTILE}.png"
     page.evaluate(tell, batch)
     # What is lost of the files replaces what was unknown.
-    expect(panel.element.locator(".bd-notice")).to_have_text("The images are no longer on the server. Run the graph again.")
+    expect(panel.element.locator(".bd-notice")).to_have_text(
+        "The images are no longer on the server. Run the graph again."
+    )
     expect(panel.items).to_have_count(COUNT)
     page.evaluate(
         "message => app.api.dispatchCustomEvent('execution_error', {node_type: 'BayesDiffUncertaintyViewer', "
