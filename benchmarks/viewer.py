@@ -3,8 +3,8 @@
     python dev.py bench viewer [--busy]
 
 Batches in the real page: 64 images of 128 x 128 pixels, and two of 4096 x 4096 pixels. Each drag moves in 40 steps;
-printed are the milliseconds from a step's event to the frame that shows it, those of the panel's own code in it, and how
-long the page stands still afterwards. With --busy, every core computes something else meanwhile.
+printed are the milliseconds from a step's event to the frame that shows it, those of the panel's own code in it, and
+how long the page stands still afterwards. With --busy, every core computes something else meanwhile.
 """
 
 from __future__ import annotations

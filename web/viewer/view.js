@@ -64,15 +64,15 @@ export class View {
   /**
    * @param {{image: string, before: string | null}} sources
    * @param {[number, number]} size height and width of the image
-   * @param {string} name
+   * @param {{picture: string, keys: string}} words what it is, and what its keys do
    */
-  show(sources, size, name) {
+  show(sources, size, words) {
     if (String(size) !== String(this.size)) this.fit()
     this.size = size
     this.image.src = sources.image
-    this.image.alt = name
+    this.image.alt = words.picture
     if (sources.before) this.other.src = sources.before
-    this.element.setAttribute('aria-label', name)
+    this.element.setAttribute('aria-label', words.keys)
     this.layout()
   }
 
