@@ -172,6 +172,28 @@ def test_nothing_of_a_graph_a_file_or_a_message_becomes_html(page, server):
     assert page.evaluate("() => window.hostile") is None
 
 
+def test_a_map_that_is_no_number_says_so_and_harms_nothing_else(open_page, probed_server):
+    api = graph()
+    api["14"] = {"class_type": "Spoil", "inputs": {"uncertainty": ["3", 1]}}
+    api["5"]["inputs"]["uncertainty"] = ["14", 0]
+    with open_page(probed_server) as page:
+        panel = open_graph(page, probed_server, api)
+        found = panel.run()
+        expect(panel.element.locator(".bd-notice")).to_contain_text("got NaN or infinity in 1 of 4 images")
+        expect(panel.items).to_have_count(COUNT)
+        expect(panel.items.last).to_have_attribute("aria-label", "Image 0, uncertainty unknown, Dropped")
+        # The others have their maps and masks, and go on.
+        expect(panel.said.first).to_contain_text("15.0 % masked")
+        (batch,) = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer")
+        for image, number in zip(found["6"], sorted(batch["order"][:2]), strict=True):
+            assert numpy.array_equal(image, found["9"][number])
+        panel.items.last.click()
+        expect(panel.said.first).to_be_empty()
+        expect(panel.element.get_by_role("combobox", name="Look")).to_have_value("plain")
+        page.keyboard.press("k")
+        assert panel.widgets()["choice"] == ", ".join(map(str, sorted([0, *batch["order"][:2]])))
+
+
 def test_what_is_unknown_says_why(panel, page):
     panel.run()
     batch = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer[0]")

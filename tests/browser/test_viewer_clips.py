@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-import comfy_server
 import numpy
 import pytest
-import safetensors.torch
 from playwright.sync_api import expect
-from small_models import video_model_weights, video_vae_weights
 from viewer_page import MODULES, VIEWER, open_graph, shown_masks
 
 pytestmark = pytest.mark.timeout(900)
 
-PROBE = Path(__file__).resolve().parents[1] / "server" / "probe"
 FRAMES, SIDE, CLIPS = 13, 64, 2
 SETTINGS = dict(seed=3, steps=4, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0, members=3)
 GRAPH = {
@@ -37,20 +32,10 @@ GRAPH = {
 }
 
 
-@pytest.fixture(scope="module")
-def video_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("video")
-    for kind, weights in (("diffusion_models", video_model_weights()), ("vae", video_vae_weights())):
-        (folder / "models" / kind).mkdir(parents=True)
-        safetensors.torch.save_file(weights, folder / "models" / kind / "small.safetensors")
-    with comfy_server.ComfyServer(folder, arguments=("--cache-classic",), packs=(PROBE,)) as running:
-        yield running
-
-
-def test_a_clip_is_looked_through_and_chosen_frame_by_frame(open_page, video_server):
+def test_a_clip_is_looked_through_and_chosen_frame_by_frame(open_page, probed_server):
     api = {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in GRAPH.items()}
-    with open_page(video_server) as page:
-        panel = open_graph(page, video_server, api)
+    with open_page(probed_server) as page:
+        panel = open_graph(page, probed_server, api)
         found = panel.run()
         (batch,) = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer")
         first = batch["order"][0]

@@ -16,6 +16,105 @@ def panel(page, server):
     return open_graph(page, server, graph())
 
 
+# Numbers are left out.
+HEARD = """\
+- region "Uncertainty viewer":
+  - button "Surer image (←)": ‹
+  - text: Image #, # of # · score #
+  - button "Less sure image (→)": ›
+  - button "✓ Kept" [pressed]
+  - 'group "Image #. Arrows: other image. K: keep or drop. Space: zoom. Plus, minus: zoom. M: map. Enter: run."':
+    - img "Image #"
+  - text: Point at the image to read its values. Click it, then the wheel zooms.
+  - button "Zoom out (−)": −
+  - button "Zoom in (+)": +
+  - button "Fit (#)": ⤢
+  - text: Look
+  - combobox "Look":
+    - option "Map over image" [selected]
+    - 'option "Wipe: image and map"'
+    - option "Image alone"
+  - slider "Opacity of the map": "#"
+  - text: Mask
+  - combobox "How the mask is set":
+    - option "Area share" [selected]
+    - option "Value"
+    - option "Percentile"
+  - slider "Threshold of the mask": "#"
+  - spinbutton "Threshold of the mask": "#"
+  - status: # % masked
+  - text: Grow px
+  - spinbutton "Grow px": "#"
+  - text: Blur px
+  - spinbutton "Blur px": "#"
+  - text: Choose
+  - button "Surest"
+  - spinbutton "How many of the surest images to keep": "#"
+  - button "All"
+  - button "None"
+  - button "Invert"
+  - status: "Automatic: the surest # of # go on. Click ✓ or ✗, or press # to #, to choose yourself."
+  - button "Run (Enter)"
+  - listbox "All images, the surest first. Space keeps or drops.":
+    - option "Image #, score #, Kept" [selected]
+    - option "Image #, score #, Kept" [selected]
+    - option "Image #, score #, Dropped"
+    - option "Image #, score #, Dropped\""""
+
+
+def test_a_screen_reader_hears_every_control_with_its_role_and_name(panel):
+    panel.run()
+    expect(panel.said.first).to_contain_text("masked")
+    assert re.sub(r"\d+(\.\d+)?", "#", panel.element.aria_snapshot()) == HEARD
+    # The border of a wipe is there only while something is wiped.
+    panel.element.get_by_role("combobox", name="Look").select_option("wipe")
+    assert '- slider "Border between the two pictures"' in panel.element.aria_snapshot()
+
+
+def contrast(ink: str, ground: str) -> float:
+    """Of two colours of CSS, after WCAG 2."""
+
+    def light(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    brighter, darker = sorted((light(ink), light(ground)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_words_can_be_read_in_both_themes(panel, page, theme):
+    """Against what lies behind them, by the measure of WCAG 2 for text."""
+    panel.run()
+    page.evaluate("theme => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
+    page.wait_for_function("dark => document.body.classList.contains('dark-theme') === dark", arg=theme == "dark")
+    found = panel.element.evaluate(
+        """panel => {
+            const canvas = document.createElement('canvas').getContext('2d')
+            const rgb = colour => {
+                canvas.fillStyle = colour
+                canvas.fillRect(0, 0, 1, 1)
+                return `rgb(${canvas.getImageData(0, 0, 1, 1).data.slice(0, 3).join()})`
+            }
+            const clear = colour => /rgba\\(.*, 0\\)|transparent/.test(colour)
+            const ground = element => {
+                for (; element !== panel.parentElement; element = element.parentElement) {
+                    const colour = getComputedStyle(element).backgroundColor
+                    if (!clear(colour)) return rgb(colour)
+                }
+                return rgb(LiteGraph.NODE_DEFAULT_BGCOLOR)
+            }
+            return [...panel.querySelectorAll('span, button, select, input[type=number], output, label')]
+                .filter(e => e.offsetWidth && !e.closest('.bd-view, .bd-thumb')
+                    && [...e.childNodes].some(n => n.nodeType === 3 || e.matches('input')))
+                .map(e => [e.textContent || e.value, rgb(getComputedStyle(e).color), ground(e)])
+        }"""
+    )
+    assert len(found) > 15
+    assert [(words, ink, ground) for words, ink, ground in found if contrast(ink, ground) < 4.5] == []
+
+
 def test_the_keyboard_is_enough_and_everything_has_a_name(panel, page):
     panel.run()
     panel.view.focus()
