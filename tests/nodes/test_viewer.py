@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import comfy.utils
 import folder_paths
 import numpy
 import pytest
@@ -162,9 +163,45 @@ def test_a_full_disk_costs_the_page_alone(temp_folder):
     assert numbers_of(found["kept_images"]) == [2] and "Expected room in the temp folder" in shown["problem"]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_images_of_any_channels_and_precision_are_shown_and_go_on(temp_folder, channels, kind):
+    images = numbered(SIDE, SIDE, channels).to(kind)
+    images[1, 0, 0] = math.nan
+    found, shown = view(images=images, choice="0, 3")
+    assert numbers_of(found["kept_images"]) == [0, 3]
+    file = shown["images"][3]["images"][0]
+    with Image.open(temp_folder / file["subfolder"] / file["filename"]) as image:
+        assert image.size == (SIDE, SIDE) and image.mode == {3: "RGB", 4: "RGBA"}.get(channels, "L")
+
+
+def test_cancelled_at_any_image_nothing_is_left_half_written(temp_folder):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(at):
+        def hook(value, *_, **__):
+            if value == at:
+                raise Cancelled
+
+        return hook
+
+    try:
+        for at in range(1, COUNT + 1):
+            comfy.utils.set_progress_bar_global_hook(cancel(at))
+            with pytest.raises(Cancelled):
+                view()
+            assert not list(temp_folder.rglob("*.part"))
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert numbers_of(view()[0]["kept_images"]) == [2]
+
+
 def test_wrong_input_is_one_sentence():
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input images, one per score, got 3"):
         view(images=numbered(SIDE, SIDE, 3, count=3))
+    with pytest.raises(ValueError, match="Expected 4 in the batch at the input images, one per score, got 0"):
+        view(images=numbered(SIDE, SIDE, 3, count=0))
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input before, one per score, got 3"):
         view(before=numbered(SIDE, SIDE, 3, count=3))
     wrong = UncertaintyViewer.validate_inputs(choice=["<img src=x>"])
