@@ -16,7 +16,7 @@ from ..host.compat import search_words
 from ..host.conditioning import Copies
 from ..host.temp_files import keep_image, keep_levels, with_progress
 from .batches import PROMPTS, aligned, describe, frames_of_clips, one_batch, one_prompt_each, side_output, split_off
-from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
+from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, blur_input, grow_input
 
 AREA, VALUE, PERCENTILE = "area share", "value", "percentile"
 ALL, NONE = "all", "none"
@@ -84,16 +84,8 @@ class UncertaintyViewer(io.ComfyNode):
                     optional=True,
                     tooltip="For 'percentile': mask what is less certain than so many percent of all maps.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=512, optional=True, tooltip="Pixels to widen the mask by."),
-                io.Float.Input(
-                    "blur",
-                    default=0.0,
-                    min=0.0,
-                    max=128.0,
-                    step=0.5,
-                    optional=True,
-                    tooltip="Soften the mask's edge, in pixels. Use with Differential Diffusion.",
-                ),
+                grow_input(optional=True),
+                blur_input(optional=True),
                 io.Int.Input(
                     "keep",
                     default=1,

@@ -89,16 +89,18 @@ class Panel:
         return {name: [numpy.asarray(Image.open(path)) for path in paths] for name, paths in files.items()}
 
 
-def open_graph(page, server, api: dict, nodes_2: bool = False) -> Panel:
+def open_graph(page, server, api: dict | None, nodes_2: bool = False) -> Panel:
+    """The viewer of a graph in the page, or of the quick start."""
     page.goto(f"http://127.0.0.1:{server.port}/?template=quickstart&source=BayesDiff")
     page.wait_for_function(
         "() => !location.search && window.app?.extensionManager?.workflow?.activeWorkflow?.filename === 'quickstart'",
         polling=100,
     )
     page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
-    page.evaluate("graph => app.loadApiJson(graph, 'viewer')", api)
+    if api is not None:
+        page.evaluate("graph => app.loadApiJson(graph, 'viewer')", api)
     page.evaluate(FIX_SEEDS)
-    panel = Panel(page, server)
+    panel = Panel(page, server, 5 if api else 7)
     panel.place()
     expect(panel.element).to_be_visible()
     return panel

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import make_workflows
 import pytest
+import viewer_page
 from playwright.sync_api import expect
 
 # More than two of its waits.
@@ -140,6 +141,16 @@ def test_the_quick_start_runs_at_a_click_and_shows_its_pictures(page, server, sc
         assert widths[node_id] == [260 if graph[node_id]["_meta"]["title"] == "Before and after" else 128] * 4
     expect(page.locator("table tr")).to_have_count(2 * (1 + 4))  # without a head, and with one
     screenshot("page_quickstart")
+    # The node alone.
+    panel = viewer_page.Panel(page, server, 7)
+    panel.place(600, 900)
+    expect(panel.items).to_have_count(4)
+    panel.items.last.locator(".bd-mark").click()
+    expect(panel.said.last).to_contain_text("Your choice: 3 of 4 go on.")
+    panel.view.hover()
+    page.wait_for_timeout(500)
+    box = panel.element.bounding_box()
+    screenshot("page_viewer", {key: box[key] for key in ("x", "y", "width", "height")})
 
 
 # ---------------------------------------------------------------- nodes, help and refusals

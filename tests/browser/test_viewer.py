@@ -67,6 +67,21 @@ def test_see_set_the_mask_choose_and_run(anywhere):
     assert panel.widgets() == chosen
 
 
+def test_the_quick_start_shows_its_images_and_redraws_what_is_masked(anywhere):
+    panel = anywhere(None)
+    # Without the part about heads, which takes the longest.
+    panel.page.evaluate("() => [3, 21, 22, 23, 24, 25].forEach(id => { app.graph.getNodeById(id).mode = 2 })")
+    found = panel.run()
+    expect(panel.items).to_have_count(COUNT)
+    expect(panel.said.last).to_contain_text("Automatic: the surest 4 of 4 go on")
+    masks = shown_masks(panel)
+    for number, image in enumerate(found["16"]):
+        assert [(image[..., 0].flatten() > 0).astype(int).tolist()] == masks[number]
+    panel.items.last.locator(".bd-mark").click()
+    expect(panel.said.last).to_contain_text("Your choice: 3 of 4 go on.")
+    assert len(panel.run()["17"]) == 3
+
+
 def test_two_viewers_and_a_batch_that_shrank(anywhere):
     two = graph(choice="1, 3")
     two["15"] = {"class_type": VIEWER, "inputs": {"images": ["4", 0], "uncertainty": ["3", 1], "keep": 3}}
