@@ -60,7 +60,7 @@ export class Strip {
         mark,
         caption,
       )
-      return { item, mark, image, said: '' }
+      return { item, mark, image, said: '', isShown: false }
     })
     this.element.replaceChildren(...this.items.map(({ item }) => item))
   }
@@ -73,8 +73,12 @@ export class Strip {
     this.items.forEach((entry, place) => {
       const { item, mark, image } = entry
       const isKept = kept.has(image.number)
-      item.classList.toggle('bd-shown', place === shown)
-      item.tabIndex = place === shown ? 0 : -1
+      const isShown = place === shown
+      if (isShown !== entry.isShown) {
+        entry.isShown = isShown
+        item.classList.toggle('bd-shown', isShown)
+        item.tabIndex = isShown ? 0 : -1
+      }
       const said = this.say('item', image.number, image.words, this.say(isKept ? 'kept' : 'dropped'))
       if (said === entry.said) return
       entry.said = said
