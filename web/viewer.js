@@ -8,6 +8,7 @@ import { speaker } from './viewer/words.js'
 
 const NODE = 'BayesDiffUncertaintyViewer'
 const UI = 'bayesdiff_viewer'
+const USED = 'bayesdiff_viewer_used'
 const SIZE = [480, 860]
 /** Around a DOM widget in the classic renderer. */
 const MARGIN = 10
@@ -33,7 +34,10 @@ function locale() {
 /** The node's outputs as the page keeps them, shown. */
 function show(node, output) {
   const [batch] = output?.[UI] ?? []
-  if (batch) panels.get(node)?.fill(batch)
+  const panel = panels.get(node)
+  if (!batch || !panel) return
+  panel.settings.used = output[USED]?.[0] ?? {}
+  panel.fill(batch)
 }
 
 /** Nodes 2.0 of older pages goes on showing the panel of a node that was since made anew, as an undo does. */

@@ -67,6 +67,39 @@ def test_see_set_the_mask_choose_and_run(anywhere):
     assert panel.widgets() == chosen
 
 
+def test_all_none_invert_and_the_surest(panel, page):
+    panel.run()
+    order = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer[0].order")
+
+    def press(name: str) -> str:
+        panel.element.get_by_role("button", name=name, exact=True).click()
+        return panel.widgets()["choice"]
+
+    assert press("All") == "all" and press("None") == "none" and press("Invert") == "all"
+    panel.items.nth(2).focus()
+    page.keyboard.press("Space")
+    assert press("Invert") == str(order[2])
+    count = panel.element.get_by_role("spinbutton", name="How many of the surest images to keep")
+    count.fill("3")
+    count.press("Tab")
+    assert panel.widgets()["keep"] == 3 and panel.widgets()["choice"] == ""
+    expect(panel.said.last).to_contain_text("Automatic: the surest 3 of 4 go on")
+    for place in range(COUNT):
+        expect(panel.items.nth(place)).to_have_attribute("aria-selected", "true" if place < 3 else "false")
+
+
+def test_what_another_node_sets_cannot_be_moved_here(page, server):
+    api = graph()
+    api["16"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 0.3}}
+    api["5"]["inputs"]["area"] = ["16", 0]
+    panel = open_graph(page, server, api)
+    found = panel.run()
+    expect(panel.slider).to_be_disabled()
+    expect(panel.slider).to_have_attribute("title", "Set by another node")
+    assert [(image[..., 0] > 0).mean() for image in found["8"]] == pytest.approx([0.3, 0.3], abs=1e-3)
+    expect(panel.said.first).to_contain_text("30.0 % masked")
+
+
 def test_the_quick_start_shows_its_images_and_redraws_what_is_masked(anywhere):
     panel = anywhere(None)
     # Without the part about heads, which takes the longest.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
+from bayesdiff.bayesdiff_core.reading import levels
 from playwright.sync_api import expect
 from viewer_page import MODULES, graph, open_graph
 
@@ -14,6 +16,31 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture
 def panel(page, server):
     return open_graph(page, server, graph())
+
+
+def test_pointing_at_the_image_reads_the_map_there(panel, page):
+    panel.run()
+    (batch,) = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer")
+    data = page.evaluate(
+        "async file => [...new Uint16Array(await (await fetch("
+        "app.api.apiURL(`/view?${new URLSearchParams(file)}`))).arrayBuffer())]",
+        batch["images"][batch["order"][0]]["levels"][0],
+    )
+    height, width = batch["size"]
+    std = levels.enlarge(torch.tensor(data).reshape(batch["cells"]), height, width) / levels.unit(height, width)
+    std = std / levels.MOST * batch["top"]
+    box = panel.view.locator("img").first.bounding_box()
+    for row, column in ((10, 20), (64, 64), (127, 100)):
+        page.mouse.move(
+            box["x"] + (column + 0.5) / width * box["width"], box["y"] + (row + 0.5) / height * box["height"]
+        )
+        expect(panel.element.locator(".bd-reading")).to_contain_text("of all maps")
+        said = panel.element.locator(".bd-reading .bd-said").inner_text()
+        shown, above = map(float, re.fullmatch(r"std ([\d.e-]+) · above ([\d.]+) % of all maps", said).groups())
+        assert shown == pytest.approx(float(std[row, column]), rel=0.005)
+        assert 0 <= above <= 100
+    page.mouse.move(5, 5)
+    expect(panel.element.locator(".bd-reading")).to_contain_text("Point at the image")
 
 
 # Numbers are left out.

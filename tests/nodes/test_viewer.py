@@ -13,7 +13,7 @@ import torch
 from bayesdiff.bayesdiff_core.reading import masks
 from bayesdiff.bayesdiff_core.reading.grid import LatentGrid
 from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
-from bayesdiff.nodes.viewer import AREA, PERCENTILE, UI, VALUE, UncertaintyViewer
+from bayesdiff.nodes.viewer import AREA, PERCENTILE, UI, USED, VALUE, WIDGETS, UncertaintyViewer
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
@@ -105,6 +105,14 @@ def test_the_mask_is_that_of_the_mask_node(threshold, setting):
         PERCENTILE: lambda: masks.above(std, float(uncertainty_of().std_map().quantile(0.75))),
     }[threshold]()
     assert torch.allclose(found["mask"], masks.blur(masks.grow(hard, 2), 1.5), atol=1e-6)
+
+
+def test_the_page_is_told_what_the_widgets_were():
+    """Another node may have set them."""
+    output = UncertaintyViewer.execute(
+        images=[numbered(SIDE, SIDE, 3)], uncertainty=[uncertainty_of()], area=[0.4], choice=["1"]
+    )
+    assert output.ui[USED] == [dict(WIDGETS, area=0.4, choice="1")]
 
 
 def test_images_of_another_size_get_masks_of_theirs():
