@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy
@@ -59,8 +58,11 @@ def test_see_set_the_mask_choose_and_run(anywhere):
 
     # A reload keeps what was chosen, once the page has kept the graph, which it does a moment after each change.
     chosen = panel.widgets()
-    page.wait_for_function("text => Object.values(sessionStorage).concat(Object.values(localStorage)).some("
-                           "kept => kept.includes(text))", arg=f",{json.dumps(chosen['choice'])}")  # fmt: skip
+    page.wait_for_function(
+        "text => [localStorage, sessionStorage].flatMap(kept => Object.values(kept)).some("
+        "kept => kept.replaceAll('\\\\', '').includes(text))",
+        arg=f',"{chosen["choice"]}"]',
+    )
     page.reload()
     page.wait_for_function(f"text => window.app?.graph?.getNodeById(5)?.widgets && ({WIDGETS})(5).choice === text",
                            arg=chosen["choice"])  # fmt: skip
