@@ -1,54 +1,81 @@
 """How long the page takes for each frame of a drag in Uncertainty Viewer, in a headless Chromium.
 
-    python dev.py bench viewer
+    python dev.py bench viewer [--busy]
 
-Two images of 4096 x 4096 pixels with maps of 128 x 128 cells in the real page. Each drag moves in 40 steps; printed are
-the milliseconds from a step's event to the frame that shows it, and those of the panel's own code in it.
+Batches in the real page: 64 images of 128 x 128 pixels, and two of 4096 x 4096 pixels. Each drag moves in 40 steps;
+printed are the milliseconds from a step's event to the frame that shows it, those of the panel's own code in it, and
+how long the page stands still afterwards. With --busy, every core computes something else meanwhile.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from comfy_server import ComfyServer
 from playwright.sync_api import sync_playwright
 
-SIDE, STEPS, CELLS, WIDTHS = 4096, 40, 128, (480, 1200)
-GRAPH = {
-    "1": {"class_type": "BayesDiffDemoModel", "inputs": {"prompt": "owl"}},
-    "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 8 * CELLS, "height": 8 * CELLS, "batch_size": 2}},
-    "3": {
-        "class_type": "BayesDiffKSampler",
-        "inputs": dict(
-            model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["2", 0], seed=1, steps=2, cfg=1.0,
-            sampler_name="euler", scheduler="normal", denoise=1.0, quality="instant", members=2,
+STEPS, WIDTHS = 40, (320, 480, 800, 1200)
+VIEWER = "BayesDiffUncertaintyViewer"
+# Of each batch: how many images, and the sides of the sampled images and of the shown ones.
+BATCHES = {"64 images": (64, 128, 128), "4K images, maps of 128 x 128": (2, 1024, 4096)}
+# What is dragged, and what the mask is set to meanwhile.
+DRAGS = {
+    "threshold": ("threshold", {}),
+    "threshold, soft": ("threshold", {"grow": 24, "blur": 32}),
+    "hover": ("hover", {}),
+    "zoom": ("zoom", {}),
+    "zoom, soft": ("zoom", {"grow": 24, "blur": 32}),
+    "other image": ("turn", {}),
+    "keep and drop": ("toggle", {}),
+}
+
+
+def graph(count: int, side: int, shown: int) -> dict:
+    nodes = {
+        "1": ("BayesDiffDemoModel", {"prompt": "owl"}),
+        "2": ("EmptyLatentImage", {"width": side, "height": side, "batch_size": count}),
+        "3": (
+            "BayesDiffKSampler",
+            dict(
+                model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["2", 0], seed=1, steps=2, cfg=1.0,
+                sampler_name="euler", scheduler="normal", denoise=1.0, quality="instant", members=2,
+            ),
         ),
-    },
-    "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 3]}},
-    "5": {
-        "class_type": "ImageScale",
-        "inputs": dict(image=["4", 0], upscale_method="bilinear", width=SIDE, height=SIDE, crop="disabled"),
-    },
-    "6": {"class_type": "BayesDiffUncertaintyViewer", "inputs": {"images": ["5", 0], "uncertainty": ["3", 1]}},
-}  # fmt: skip
+        "4": ("VAEDecode", {"samples": ["3", 0], "vae": ["1", 3]}),
+        "5": (
+            "ImageScale",
+            dict(image=["4", 0], upscale_method="bilinear", width=shown, height=shown, crop="disabled"),
+        ),
+        "6": (VIEWER, {"images": ["5", 0], "uncertainty": ["3", 1]}),
+    }  # fmt: skip
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
 READY = (
     "() => document.querySelector('.bd-item')"
     " && [...document.querySelectorAll('.bd-stage img')].every(image => image.complete)"
 )
-# A drag of so many steps, each until the frame after it is drawn: the middle and the longest time of these, and the
-# middle time of the panel's own code.
+# A drag of so many steps, each until the frame after it is drawn: the middle and the longest time of these, the middle
+# time of the panel's own code, and how long the page stands still after the drag, when a draft becomes the mask itself.
 DRAG = """async ([kind, steps]) => {
     const view = document.querySelector('.bd-view'), box = view.getBoundingClientRect()
     const slider = document.querySelector('.bd-rows input[type=range]')
+    let turns = 0
     const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))
+    const press = key => view.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}))
     const at = (x, y) => ({bubbles: true, cancelable: true, pointerId: 1,
                            clientX: box.left + box.width * x, clientY: box.top + box.height * y})
     const drags = {
         threshold: way => { slider.value = 0.05 + 0.5 * way; slider.dispatchEvent(new Event('input')) },
         hover: way => view.dispatchEvent(new PointerEvent('pointermove', at(0.3 + 0.4 * way, 0.3 + 0.3 * way))),
         zoom: way => view.dispatchEvent(new WheelEvent('wheel', {...at(0.5, 0.5), deltaY: way < 0.5 ? -1 : 1})),
+        turn: () => press(turns++ % 2 ? 'ArrowLeft' : 'ArrowRight'),
+        toggle: () => press('k'),
     }
     view.focus()
     await frame()
@@ -60,37 +87,71 @@ DRAG = """async ([kind, steps]) => {
         await frame()
         frames.push(performance.now() - start)
     }
+    let still = 0
+    for (let now = performance.now(), end = now + 1000; now < end;) {
+        await frame()
+        still = Math.max(still, performance.now() - now)
+        now = performance.now()
+    }
     const middle = list => list.sort((a, b) => a - b)[list.length >> 1]
-    return [middle(frames), Math.max(...frames), middle(own)]
+    return [middle(frames), Math.max(...frames), middle(own), still]
+}"""
+PLACE = """([type, width, settings]) => {
+    const node = app.graph.nodes.find(node => node.type === type)
+    node.pos = [0, 0]
+    node.setSize([width, 1000])
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [300, 80]
+    app.canvas.setDirty(true, true)
+    for (const widget of node.widgets) if (widget.name in settings) {
+        widget.value = settings[widget.name]
+        widget.callback(widget.value)
+    }
 }"""
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ["BAYESDIFF_CHROMIUM"])
+@contextmanager
+def others_compute():
+    """Every core is busy with something else."""
+    beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in beside:
+            process.kill()
+            process.wait()
+
+
+def measure(browser, server: ComfyServer) -> None:
+    print("ms per frame: middle, longest; of these the panel's own; still after it; load average of the machine")
+    for name, batch in BATCHES.items():
         page = browser.new_page(viewport={"width": 1700, "height": 1200})
         page.set_default_timeout(600_000)
         page.goto(f"http://127.0.0.1:{server.port}/?template=quickstart&source=BayesDiff")
         page.wait_for_function("() => !location.search && window.app?.graph?.nodes?.length", polling=100)
-        page.evaluate("graph => app.loadApiJson(graph, 'bench')", GRAPH)
+        page.evaluate("graph => app.loadApiJson(graph, 'bench')", graph(*batch))
         page.evaluate("() => app.queuePrompt(0, 1)")
         page.wait_for_function(READY, polling=200)
-        print(
-            f"{SIDE} x {SIDE} pixels, {CELLS} x {CELLS} cells; ms per frame: middle, longest; of these the panel's own"
-        )
         for width in WIDTHS:
-            page.evaluate(
-                "width => { const node = app.graph.nodes.find(n => n.type === 'BayesDiffUncertaintyViewer');"
-                "node.pos = [0, 0]; node.setSize([width, 1000]); app.canvas.ds.scale = 1;"
-                "app.canvas.ds.offset = [300, 80]; app.canvas.setDirty(true, true) }",
-                width,
-            )
-            page.wait_for_timeout(1500)
-            for kind in ("threshold", "hover", "zoom"):
-                median, longest, own = page.evaluate(DRAG, [kind, STEPS])
-                print(f"node of {width} px, {kind}: {median:.0f}, {longest:.0f}; {own:.1f}", flush=True)
+            for drag, (kind, settings) in DRAGS.items():
+                page.evaluate(PLACE, [VIEWER, width, {"grow": 8, "blur": 0} | settings])
+                page.wait_for_timeout(1000)
+                middle, longest, own, still = page.evaluate(DRAG, [kind, STEPS])
+                print(
+                    f"{name}, node of {width} px, {drag}: {middle:.0f}, {longest:.0f}; {own:.1f}; {still:.0f}; "
+                    f"{os.getloadavg()[0]:.1f}",
+                    flush=True,
+                )
+        page.close()
+
+
+def main(arguments: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ["BAYESDIFF_CHROMIUM"])
+        with others_compute() if "--busy" in arguments else nullcontext():
+            measure(browser, server)
         browser.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

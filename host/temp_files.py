@@ -28,8 +28,12 @@ def with_progress(images: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def keep_image(image: torch.Tensor) -> dict[str, str]:
-    """An image ``(h, w, 3)`` in [0, 1] as PNG, rounded as the host's own preview does: where it is, for ``/view``."""
-    pixels = numpy.clip(255.0 * image.cpu().numpy(), 0, 255).astype(numpy.uint8)
+    """An image ``(h, w, c)`` in [0, 1] as PNG, rounded as the host's own preview does: where it is, for ``/view``.
+
+    One channel is grey, four have transparency; what is no number is black.
+    """
+    pixels = numpy.clip(255.0 * image.float().nan_to_num().cpu().numpy(), 0, 255).astype(numpy.uint8)
+    pixels = pixels[..., 0] if pixels.shape[-1] < 3 else pixels[..., :4]
 
     def png() -> bytes:
         buffer = io.BytesIO()

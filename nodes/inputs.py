@@ -73,6 +73,22 @@ def denoise_input() -> io.Input:
     )
 
 
+def grow_input(optional: bool = False) -> io.Input:
+    return io.Int.Input("grow", default=8, min=0, max=512, optional=optional, tooltip="Pixels to widen the mask by.")
+
+
+def blur_input(optional: bool = False) -> io.Input:
+    return io.Float.Input(
+        "blur",
+        default=0.0,
+        min=0.0,
+        max=128.0,
+        step=0.5,
+        optional=optional,
+        tooltip="Soften the mask's edge, in pixels. Use with Differential Diffusion.",
+    )
+
+
 def span_inputs() -> list[io.Input]:
     """A span of frames of clips, and how it fades."""
     return [

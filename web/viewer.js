@@ -1,8 +1,6 @@
 /** The panel of the node Uncertainty Viewer, as an extension of ComfyUI's page. */
 
-// @ts-ignore The page serves it.
 import { api } from '../../scripts/api.js'
-// @ts-ignore The page serves it.
 import { app } from '../../scripts/app.js'
 import { Panel } from './viewer/panel.js'
 import { Settings } from './viewer/settings.js'
@@ -10,6 +8,7 @@ import { speaker } from './viewer/words.js'
 
 const NODE = 'BayesDiffUncertaintyViewer'
 const UI = 'bayesdiff_viewer'
+const USED = 'bayesdiff_viewer_used'
 const SIZE = [480, 860]
 /** Around a DOM widget in the classic renderer. */
 const MARGIN = 10
@@ -35,7 +34,10 @@ function locale() {
 /** The node's outputs as the page keeps them, shown. */
 function show(node, output) {
   const [batch] = output?.[UI] ?? []
-  if (batch) panels.get(node)?.fill(batch)
+  const panel = panels.get(node)
+  if (!batch || !panel) return
+  panel.settings.used = output[USED]?.[0] ?? {}
+  panel.fill(batch)
 }
 
 /** Nodes 2.0 of older pages goes on showing the panel of a node that was since made anew, as an undo does. */
@@ -61,6 +63,11 @@ function attach(node) {
     executed?.apply(this, arguments)
     show(node, output)
   }
+  const connected = node.onConnectionsChange
+  node.onConnectionsChange = function () {
+    connected?.apply(this, arguments)
+    panel.invite()
+  }
   const removed = node.onRemoved
   node.onRemoved = function () {
     removed?.apply(this, arguments)
@@ -69,6 +76,7 @@ function attach(node) {
   // Of a graph that is shown again, the page knows the outputs a little later.
   setTimeout(() => {
     takePlace(node, panel)
+    panel.invite()
     panel.update()
     show(node, app.nodeOutputs?.[node.id])
   }, 0)

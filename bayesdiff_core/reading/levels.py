@@ -1,7 +1,7 @@
 """Maps in whole numbers of 16 bits, and masks of them.
 
 A page that was sent the whole numbers can compute the same masks, to the pixel: all is done in integers, or in single
-operations on float64 that every machine rounds alike. ``web/viewer/levels.js`` does the same, line by line.
+operations on float64 that every machine rounds alike. ``web/viewer/levels.js`` does so, by runs of pixels.
 """
 
 from __future__ import annotations

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import comfy_server
 import pytest
+import safetensors.torch
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from small_models import video_model_weights, video_vae_weights
+from viewer_page import open_graph
 
 # A machine without a GPU draws the page slowly, and a busy one runs the quick start slowly.
 PATIENCE_MS = 300_000
+PROBE = Path(__file__).resolve().parents[1] / "server" / "probe"
 
 
 def pytest_addoption(parser):
@@ -55,6 +59,17 @@ def open_page(browser):
     return opened
 
 
+@pytest.fixture(scope="session")
+def probed_server(tmp_path_factory):
+    """As the fixture server, with nodes that only tests need, and ComfyUI's own video model and video VAE, small."""
+    folder = tmp_path_factory.mktemp("probed")
+    for kind, weights in (("diffusion_models", video_model_weights()), ("vae", video_vae_weights())):
+        (folder / "models" / kind).mkdir(parents=True)
+        safetensors.torch.save_file(weights, folder / "models" / kind / "small.safetensors")
+    with comfy_server.ComfyServer(folder, arguments=("--cache-classic",), packs=(PROBE,)) as running:
+        yield running
+
+
 @pytest.fixture
 def page(open_page, server):
     with open_page(server) as opened:
@@ -67,6 +82,18 @@ def newest_server(tmp_path_factory):
     arguments = ("--cache-classic", "--front-end-root", os.environ["BAYESDIFF_FRONT_END"])
     with comfy_server.ComfyServer(tmp_path_factory.mktemp("newest"), arguments=arguments) as running:
         yield running
+
+
+EVERYWHERE = [(front_end, nodes_2) for front_end in ("server", "newest_server") for nodes_2 in (False, True)]
+
+
+@pytest.fixture(params=EVERYWHERE, ids=["pinned-classic", "pinned-nodes2", "newest-classic", "newest-nodes2"])
+def anywhere(open_page, request):
+    """Called with a graph: its viewer's panel, in both front ends and both renderers."""
+    front_end, nodes_2 = request.param
+    server = request.getfixturevalue(front_end)
+    with open_page(server) as page:
+        yield lambda api: open_graph(page, server, api, nodes_2)
 
 
 @pytest.fixture

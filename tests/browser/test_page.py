@@ -8,6 +8,7 @@ from pathlib import Path
 
 import make_workflows
 import pytest
+import viewer_page
 from playwright.sync_api import expect
 
 # More than two of its waits.
@@ -140,6 +141,14 @@ def test_the_quick_start_runs_at_a_click_and_shows_its_pictures(page, server, sc
         assert widths[node_id] == [260 if graph[node_id]["_meta"]["title"] == "Before and after" else 128] * 4
     expect(page.locator("table tr")).to_have_count(2 * (1 + 4))  # without a head, and with one
     screenshot("page_quickstart")
+    panel = viewer_page.Panel(page, server, 7)
+    panel.place(600, 900)
+    expect(panel.items).to_have_count(4)
+    panel.items.last.locator(".bd-mark").click()
+    expect(panel.said.last).to_contain_text("Your choice: 3 of 4 go on.")
+    panel.view.hover()
+    page.wait_for_timeout(500)
+    screenshot("page_viewer", panel.element.bounding_box())
 
 
 # ---------------------------------------------------------------- nodes, help and refusals
@@ -157,6 +166,19 @@ def test_every_node_is_drawn_with_all_that_it_asks_for(page, server, screenshot)
         assert asked <= {*drawn["names"]}, name
         page.wait_for_timeout(200)  # the canvas is drawn in its own time, and nothing tells when
         screenshot(f"node_{name}", drawn["part"])
+
+
+def test_the_viewer_of_a_batch_is_drawn_with_what_was_chosen(page, server, screenshot):
+    open_workflow(page, server, "see_and_choose")
+    panel = viewer_page.Panel(page, server, 6)
+    panel.place(560, 960)
+    panel.run()
+    expect(panel.items).to_have_count(8)
+    panel.items.nth(3).locator(".bd-mark").click()
+    expect(panel.said.last).to_contain_text("Your choice: 4 of 8 go on.")
+    panel.view.hover()
+    page.wait_for_timeout(500)
+    screenshot("viewer", panel.element.bounding_box())
 
 
 def test_the_help_page_of_a_node_opens_beside_it(page, server, screenshot):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import comfy.utils
 import folder_paths
 import numpy
 import pytest
@@ -12,7 +13,7 @@ import torch
 from bayesdiff.bayesdiff_core.reading import masks
 from bayesdiff.bayesdiff_core.reading.grid import LatentGrid
 from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty
-from bayesdiff.nodes.viewer import AREA, PERCENTILE, UI, VALUE, UncertaintyViewer
+from bayesdiff.nodes.viewer import AREA, PERCENTILE, UI, USED, VALUE, WIDGETS, UncertaintyViewer
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
@@ -106,6 +107,14 @@ def test_the_mask_is_that_of_the_mask_node(threshold, setting):
     assert torch.allclose(found["mask"], masks.blur(masks.grow(hard, 2), 1.5), atol=1e-6)
 
 
+def test_the_page_is_told_what_the_widgets_were():
+    """Another node may have set them."""
+    output = UncertaintyViewer.execute(
+        images=[numbered(SIDE, SIDE, 3)], uncertainty=[uncertainty_of()], area=[0.4], choice=["1"]
+    )
+    assert output.ui[USED] == [dict(WIDGETS, area=0.4, choice="1")]
+
+
 def test_images_of_another_size_get_masks_of_theirs():
     found, shown = view(images=numbered(48, 20, 3), choice="all", grow=0)
     assert found["mask"].shape == (COUNT, 48, 20) and shown["size"] == [48, 20] and shown["cells"] == [4, 4]
@@ -162,9 +171,45 @@ def test_a_full_disk_costs_the_page_alone(temp_folder):
     assert numbers_of(found["kept_images"]) == [2] and "Expected room in the temp folder" in shown["problem"]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_images_of_any_channels_and_precision_are_shown_and_go_on(temp_folder, channels, kind):
+    images = numbered(SIDE, SIDE, channels).to(kind)
+    images[1, 0, 0] = math.nan
+    found, shown = view(images=images, choice="0, 3")
+    assert numbers_of(found["kept_images"]) == [0, 3]
+    file = shown["images"][3]["images"][0]
+    with Image.open(temp_folder / file["subfolder"] / file["filename"]) as image:
+        assert image.size == (SIDE, SIDE) and image.mode == {3: "RGB", 4: "RGBA"}.get(channels, "L")
+
+
+def test_cancelled_at_any_image_nothing_is_left_half_written(temp_folder):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(at):
+        def hook(value, *_, **__):
+            if value == at:
+                raise Cancelled
+
+        return hook
+
+    try:
+        for at in range(1, COUNT + 1):
+            comfy.utils.set_progress_bar_global_hook(cancel(at))
+            with pytest.raises(Cancelled):
+                view()
+            assert not list(temp_folder.rglob("*.part"))
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert numbers_of(view()[0]["kept_images"]) == [2]
+
+
 def test_wrong_input_is_one_sentence():
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input images, one per score, got 3"):
         view(images=numbered(SIDE, SIDE, 3, count=3))
+    with pytest.raises(ValueError, match="Expected 4 in the batch at the input images, one per score, got 0"):
+        view(images=numbered(SIDE, SIDE, 3, count=0))
     with pytest.raises(ValueError, match="Expected 4 in the batch at the input before, one per score, got 3"):
         view(before=numbered(SIDE, SIDE, 3, count=3))
     wrong = UncertaintyViewer.validate_inputs(choice=["<img src=x>"])

@@ -172,7 +172,8 @@ def test_quickstart_makes_samples_maps_masks_and_repairs(made):
 def test_batch_filter_keeps_the_surest_and_shows_all_by_rank(made):
     entry, found = made("batch_filter")
     sizes = shown(found)
-    assert sizes["Kept"] == sizes["Overlays of the kept"] == (3, 128, 128)
+    assert sizes["Kept"] == sizes["Chosen"] == (3, 128, 128)
+    assert numpy.array_equal(found["Kept"], found["Chosen"]), "all of the kept, until somebody chooses"
     assert sizes["Dropped"] == (5, 128, 128) and sizes["Histogram"] == (1, 384, 512)
     report = text("batch_filter", entry, "What was kept")
     assert report.startswith("Kept 3 of 8") and "Dropped 5 of 8" in report
@@ -194,7 +195,8 @@ def test_see_and_choose_redraws_the_surest_alone_inside_their_masks(made):
 
 def test_best_of_n_finishes_the_best_and_says_what_it_saved(made):
     entry, found = made("best_of_n")
-    assert shown(found) == {"The best": (4, 128, 128), "Overlays": (4, 128, 128)}
+    assert shown(found) == {"The best": (4, 128, 128), "Chosen of them": (2, 128, 128)}
+    assert all(any(numpy.array_equal(chosen, best) for best in found["The best"]) for chosen in found["Chosen of them"])
     report = text("best_of_n", entry, "Which were kept, calls saved")
     assert report.startswith("Kept 4 of 16") and "Dropped 12: " in report and "% saved" in report
     numbers, early = zip(*re.findall(r"(\d+) \(([\d.e+-]+)\)", report))

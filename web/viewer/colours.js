@@ -1,5 +1,7 @@
 /** The colour map inferno, after Matplotlib's table of this name (CC0), in nine even steps, as the map node has it. */
 
+import { MOST } from './levels.js'
+
 const STEPS = [
   [0, 0, 4],
   [31, 12, 72],
@@ -45,8 +47,11 @@ export function paint(canvas, map, brightest, clear) {
   canvas.getContext('2d').putImageData(image, 0, 0)
 }
 
-/** The level that becomes the brightest colour: the 99.5 % quantile of the map, or of all maps. */
-export function brightestOf(map) {
-  const sorted = map.cells.slice().sort()
-  return sorted[Math.min(sorted.length - 1, Math.floor(0.995 * sorted.length))]
+/** The level that becomes the brightest colour: the 99.5 % quantile of the map. */
+export function brightestOf({ cells }) {
+  const counts = new Uint32Array(MOST + 1)
+  for (const level of cells) counts[level]++
+  let level = 0
+  for (let left = Math.floor(0.995 * cells.length) - counts[0]; left >= 0; left -= counts[level]) level++
+  return level
 }

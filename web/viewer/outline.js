@@ -1,30 +1,32 @@
 /** A mask drawn over an image: a light line with a dark edge around it, and what a soft mask leaves out darkened. */
 
+import { sample } from './runs.js'
+
 const LINE = 0xffffffff
 const EDGE = 0xff000000
 const SHADE = 64
+/** A softened mask is looked at so often on the way of its standard deviation: to half a shade of 256. */
+const LOOKS = 4
 
 /**
  * @param {ImageData} image cleared and drawn into
- * @param {{mask: ArrayLike<number>, height: number, width: number}} mask
+ * @param {Pick<import('./mask.js').Mask, 'runs' | 'sigma'>} mask
  * @param {{left: number, top: number, width: number, height: number}} box where the image lies, in pixels of `image`
  * @param {number} thick pixels of the line
  */
-export function drawOutline(image, mask, box, thick) {
+export function drawOutline(image, { runs, sigma }, box, thick) {
+  const { width, height } = image
   const pixels = new Uint32Array(image.data.buffer)
   pixels.fill(0)
-  const columns = places(image.width, box.left, box.width, mask.width)
-  const rows = places(image.height, box.top, box.height, mask.height)
+  const columns = places(width, box.left, box.width, runs.width)
+  const rows = places(height, box.top, box.height, runs.height)
+  const values = sample(runs, sigma, rows.at, columns.at, Math.max(1, Math.floor(sigma / LOOKS)))
   const shades = Uint32Array.from({ length: 256 }, (_, value) => Math.round((SHADE * (255 - value)) / 255) << 24)
   const inside = new Uint8Array(pixels.length)
-  const { width, height } = image
-  for (let y = 0, i = 0; y < height; y++) {
-    const row = rows[y] * mask.width
-    for (let x = 0; x < width; x++, i++) {
-      if (row < 0 || columns[x] < 0) continue
-      const value = mask.mask[row + columns[x]]
-      inside[i] = value >= 0.5 ? 1 : 0
-      pixels[i] = shades[(255 * value) | 0]
+  for (let y = 0, k = 0; y < rows.at.length; y++) {
+    for (let x = 0, i = (rows.from + y) * width + columns.from; x < columns.at.length; x++, i++, k++) {
+      inside[i] = values[k] >= 0.5 ? 1 : 0
+      pixels[i] = shades[(255 * values[k]) | 0]
     }
   }
   for (let y = 0, i = 0; y < height; y++) {
@@ -53,10 +55,12 @@ function put(pixels, at, isInside) {
   else if (pixels[at] !== LINE) pixels[at] = EDGE
 }
 
-/** For each pixel of a row, the place of a mask of `size` that lies there, or -1. */
+/** Of the pixels of a row from `from` on, the places of a mask of `size` that lie there. */
 function places(pixels, start, length, size) {
-  return Int32Array.from({ length: pixels }, (_, i) => {
-    const place = Math.floor(((i + 0.5 - start) / length) * size)
-    return place >= 0 && place < size ? place : -1
-  })
+  const place = (i) => Math.floor(((i + 0.5 - start) / length) * size)
+  let from = 0
+  while (from < pixels && place(from) < 0) from++
+  let to = from
+  while (to < pixels && place(to) < size) to++
+  return { from, at: Int32Array.from({ length: to - from }, (_, i) => place(from + i)) }
 }

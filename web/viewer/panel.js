@@ -1,10 +1,11 @@
-/** The panel of one node: puts view, controls and strip together, and answers keys. */
+/** The panel of one node: puts view, controls and strip together. */
 
 import { chosen, inverted, toggled, write } from './choice.js'
 import { choiceRow, frameRow, lookRow, maskRow, readingRow } from './controls.js'
 import { make } from './dom.js'
+import { pressed } from './keys.js'
 import { MOST, percentileOf, readLevels, unit, valueAt } from './levels.js'
-import { draftScale, ground, maskOf } from './mask.js'
+import { ground, maskOf } from './mask.js'
 import { Strip } from './strip.js'
 import { View } from './view.js'
 
@@ -18,9 +19,11 @@ import { View } from './view.js'
 
 /** Of style.css, in pixels: between rows, around them, and the lowest view. */
 const [GAP, MARGIN, LEAST_VIEW] = [6, 10, 186]
+/** Milliseconds of work after which a slider gets drafts of the mask, and without a change until it is exact. */
+const [SLOW, REST] = [20, 120]
 const short = (value) => (value === null ? '?' : Number(value.toPrecision(3)).toString())
 
-/** What was looked at, by the images' name: an undo makes the node anew, and its panel. */
+/** Which image was looked at, by the images' name: an undo makes the node anew, and its panel. */
 const remembered = new Map()
 
 export class Panel {
@@ -41,12 +44,15 @@ export class Panel {
     this.place = 0
     this.height = 0
     this.frame = 0
+    this.marked = { found: null, asked: '' }
+    this.isSlow = false
+    this.rest = 0
     /** @type {Map<string, {map: import('./levels.js').Levels, ground: ReturnType<typeof ground> | null}>} by file */
     this.maps = new Map()
     this.view = new View(say, (pixel) => this.#read(pixel))
     this.strip = new Strip(say, { show: (place) => this.show(place), toggle: (place) => this.toggle(place) })
     this.reading = readingRow(say, this.view)
-    this.frames = frameRow(say, (frame) => this.#turn(frame))
+    this.frames = frameRow(say, (frame) => this.turn(frame))
     this.look = lookRow(say, this.view)
     this.mask = maskRow(say, settings)
     this.choice = choiceRow(say, {
@@ -75,7 +81,7 @@ export class Panel {
       title: say('toggle'),
       onclick: () => this.toggle(this.place),
     })
-    this.notice = make('div', { class: 'bd-notice', role: 'status', textContent: say('empty') })
+    this.notice = make('div', { class: 'bd-notice', role: 'status' })
     this.body = make(
       'div',
       { class: 'bd-body bd-waiting' },
@@ -90,12 +96,13 @@ export class Panel {
     )
     this.element = make(
       'div',
-      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => this.#key(event) },
+      { class: 'bd-panel', role: 'region', 'aria-label': say('viewer'), onkeydown: (event) => pressed(this, event) },
       this.notice,
       this.body,
     )
     const rows = new ResizeObserver(() => this.#measure())
     for (const row of [this.notice, ...this.body.children]) if (row !== this.view.element) rows.observe(row)
+    this.invite()
     this.update()
     this.element.addEventListener(
       'error',
@@ -120,19 +127,24 @@ export class Panel {
     this.notice.hidden = !sentence
   }
 
+  /** Before the first run: what to do. */
+  invite() {
+    if (!this.batch) this.tell(this.say(NEEDED.every((name) => this.settings.isConnected(name)) ? 'empty' : 'missing'))
+  }
+
   /** @param {Batch} batch */
   fill(batch) {
     if (batch.problem) {
       this.tell(batch.problem)
       return
     }
-    const isNew = this.#name(batch) !== this.#name(this.batch)
+    const isNew = JSON.stringify(batch) !== JSON.stringify(this.batch)
     this.batch = batch
     this.tell(batch.unknown)
     this.body.classList.remove('bd-waiting')
     if (isNew) {
       this.maps.clear()
-      this.place = remembered.get(this.#name(batch)) ?? 0
+      this.place = Math.max(batch.order.indexOf(remembered.get(this.#name(batch))), 0)
       this.strip.fill(
         batch.order.map((number) => ({
           number,
@@ -143,7 +155,7 @@ export class Panel {
       )
       this.mask.reach(batch.top)
     }
-    this.show(Math.min(this.place, batch.order.length - 1))
+    this.show(this.place)
   }
 
   /** Which images these are: their files are named by what is in them. */
@@ -165,19 +177,19 @@ export class Panel {
   /** The image at a place of the strip. */
   show(place) {
     if (!this.batch || place < 0 || place >= this.batch.order.length) return
-    this.place = place
-    remembered.set(this.#name(this.batch), place)
     const number = this.batch.order[place]
+    this.place = place
+    remembered.set(this.#name(this.batch), number)
     this.title.textContent = `${this.say('image', number, place + 1, this.batch.order.length)} · ${this.#words(number)}`
     const { images, before, levels } = this.batch.images[number]
     this.look.offer(before !== null, levels !== null)
     this.frames.offer(images.length)
-    this.#turn(Math.min(this.frame, images.length - 1))
+    this.turn(Math.min(this.frame, images.length - 1))
     this.update()
   }
 
   /** To a frame of the shown clip; an image has one. */
-  #turn(frame) {
+  turn(frame) {
     const number = this.batch.order[this.place]
     const { images, before } = this.batch.images[number]
     if (frame < 0 || frame >= images.length) return
@@ -186,7 +198,7 @@ export class Panel {
     this.view.show(
       { image: this.host.address(images[frame]), before: before && this.host.address(before[frame]) },
       this.batch.size,
-      this.say('view', number),
+      { picture: this.say('picture', number), keys: this.say('view', number) },
     )
     this.#showMap()
   }
@@ -255,17 +267,29 @@ export class Panel {
     this.#mark()
   }
 
+  /** The mask of the shown frame, made anew if anything that it is made of has changed. */
   #mark() {
     const found = this.#found
+    const asked = MASK.map((name) => this.settings.values[name]).join()
+    if (found === this.marked.found && asked === this.marked.asked) return
+    this.marked = { found, asked }
+    this.#make(this.isSlow)
+  }
+
+  /** @param {boolean} isDraft whether to show a draft, and the mask itself as soon as nothing changes any more */
+  #make(isDraft) {
+    clearTimeout(this.rest)
+    const { found } = this.marked
+    const start = performance.now()
     let mask = null
     if (found) {
-      const settings = this.settings.values
-      const scale = draftScale(this.batch.size, settings.blur)
-      if (found.ground?.scale !== scale) found.ground = ground(found.map, this.batch.size, scale)
-      mask = maskOf(found.ground, settings, this.batch)
+      found.ground ??= ground(found.map, this.batch.size)
+      mask = maskOf(found.ground, this.settings.values, this.batch, isDraft)
     }
     this.view.setMask(mask)
     this.mask.tell(mask)
+    if (isDraft) this.rest = setTimeout(() => this.#make(false), REST)
+    else this.isSlow = performance.now() - start > SLOW
   }
 
   #read(pixel) {
@@ -287,44 +311,9 @@ export class Panel {
   #choose(kept) {
     if (this.batch) this.settings.choose(write(kept, this.batch.order.length), this.#name(this.batch))
   }
-
-  #key(event) {
-    const target = /** @type {HTMLElement} */ (event.target)
-    const isTyping = target.matches('input[type=number], select')
-    if (event.ctrlKey || event.metaKey || event.altKey) return
-    const isDone = event.key === 'Enter' ? this.#enter(target) : !isTyping && this.#press(event, target)
-    // The page has keys of its own, one letter each.
-    if (isDone) event.preventDefault()
-    if (isDone || isTyping) event.stopPropagation()
-  }
-
-  #enter(target) {
-    if (target.matches('button, select')) return false
-    if (target.matches('input[type=number]')) target.dispatchEvent(new Event('change'))
-    this.host.run()
-    return true
-  }
-
-  #press(event, target) {
-    if (!this.batch) return false
-    const isSlider = target.matches('input[type=range]')
-    const { key } = event
-    if (/^[1-9]$/.test(key)) this.toggle(Number(key) - 1)
-    else if (key.startsWith('Arrow') && isSlider) return false
-    else if (key.startsWith('Arrow') && event.shiftKey) this.view.pan(...PAN[key])
-    else if (key === 'ArrowLeft') this.show(this.place - 1)
-    else if (key === 'ArrowRight') this.show(this.place + 1)
-    else if (key === ',') this.#turn(this.frame - 1)
-    else if (key === '.') this.#turn(this.frame + 1)
-    else if (key === ' ' && target === this.view.element) this.view.flip()
-    else if (key === '+' || key === '=') this.view.zoomBy(1.5)
-    else if (key === '-') this.view.zoomBy(1 / 1.5)
-    else if (key === '0') this.view.fit()
-    else if (key === 'k') this.toggle(this.place)
-    else if (key === 'm') this.look.flip()
-    else return false
-    return true
-  }
 }
 
-const PAN = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }
+/** What has to be connected. */
+const NEEDED = ['images', 'uncertainty']
+/** The settings that make the mask. */
+const MASK = ['threshold', 'area', 'value', 'percentile', 'grow', 'blur']

@@ -13,6 +13,8 @@ export class Settings {
   constructor(node, app, changed) {
     this.node = node
     this.app = app
+    /** What the last run was told: of a widget that another node sets, all that is known here. */
+    this.used = {}
     this.widgets = Object.fromEntries(NAMES.map((name) => [name, node.widgets.find((w) => w.name === name)]))
     for (const [name, widget] of Object.entries(this.widgets)) {
       // The panel shows them; without it they are there as of any node.
@@ -33,7 +35,8 @@ export class Settings {
    *   keep: number, choice: string}}
    */
   get values() {
-    return /** @type {any} */ (Object.fromEntries(NAMES.map((name) => [name, this.widgets[name].value])))
+    const value = (name) => (this.isLinked(name) ? this.used[name] : undefined) ?? this.widgets[name].value
+    return /** @type {any} */ (Object.fromEntries(NAMES.map((name) => [name, value(name)])))
   }
 
   /** Limits and steps of a number. */
@@ -45,6 +48,11 @@ export class Settings {
   /** Whether another node sets it. */
   isLinked(name) {
     return this.node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false
+  }
+
+  /** Whether anything is connected to an input that is no widget. */
+  isConnected(name) {
+    return this.node.inputs?.some((input) => input.name === name && input.link != null) ?? false
   }
 
   set(name, value) {

@@ -60,7 +60,7 @@ export class Strip {
         mark,
         caption,
       )
-      return { item, mark, image }
+      return { item, mark, image, said: '', isShown: false }
     })
     this.element.replaceChildren(...this.items.map(({ item }) => item))
   }
@@ -70,16 +70,21 @@ export class Strip {
    * @param {number} shown its place
    */
   update(kept, shown) {
-    this.items.forEach(({ item, mark, image }, place) => {
+    this.items.forEach((entry, place) => {
+      const { item, mark, image } = entry
       const isKept = kept.has(image.number)
+      const isShown = place === shown
+      if (isShown !== entry.isShown) {
+        entry.isShown = isShown
+        item.classList.toggle('bd-shown', isShown)
+        item.tabIndex = isShown ? 0 : -1
+      }
+      const said = this.say('item', image.number, image.words, this.say(isKept ? 'kept' : 'dropped'))
+      if (said === entry.said) return
+      entry.said = said
       item.setAttribute('aria-selected', String(isKept))
-      item.setAttribute(
-        'aria-label',
-        this.say('item', image.number, image.words, this.say(isKept ? 'kept' : 'dropped')),
-      )
+      item.setAttribute('aria-label', said)
       item.classList.toggle('bd-kept', isKept)
-      item.classList.toggle('bd-shown', place === shown)
-      item.tabIndex = place === shown ? 0 : -1
       mark.textContent = isKept ? '✓' : '✗'
     })
     const at = this.items[shown]?.item

@@ -23,6 +23,7 @@ export class View {
     this.zoom = 1
     this.offset = [0, 0]
     this.mask = null
+    this.due = 0
     this.image = make('img', { alt: '', draggable: false })
     this.other = make('img', { alt: '', draggable: false })
     this.heat = make('canvas', {})
@@ -63,15 +64,15 @@ export class View {
   /**
    * @param {{image: string, before: string | null}} sources
    * @param {[number, number]} size height and width of the image
-   * @param {string} name
+   * @param {{picture: string, keys: string}} words what it is, and what its keys do
    */
-  show(sources, size, name) {
+  show(sources, size, words) {
     if (String(size) !== String(this.size)) this.fit()
     this.size = size
     this.image.src = sources.image
-    this.image.alt = name
+    this.image.alt = words.picture
     if (sources.before) this.other.src = sources.before
-    this.element.setAttribute('aria-label', name)
+    this.element.setAttribute('aria-label', words.keys)
     this.layout()
   }
 
@@ -82,7 +83,7 @@ export class View {
     this.#paint()
   }
 
-  /** @param {{mask: ArrayLike<number>, height: number, width: number} | null} mask */
+  /** @param {import('./mask.js').Mask | null} mask */
   setMask(mask) {
     this.mask = mask
     this.drawMask()
@@ -176,7 +177,15 @@ export class View {
     this.layout()
   }
 
+  /** Before the next picture of the page, once. */
   drawMask() {
+    this.due ||= requestAnimationFrame(() => {
+      this.due = 0
+      this.#draw()
+    })
+  }
+
+  #draw() {
     const canvas = this.outline
     const dots = window.devicePixelRatio || 1
     const [width, height] = [this.element.clientWidth, this.element.clientHeight].map((side) => Math.round(side * dots))

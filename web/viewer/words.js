@@ -3,6 +3,7 @@
 const WORDS = {
   en: {
     viewer: 'Uncertainty viewer',
+    missing: 'Connect images and their uncertainty, from any sampler of BayesDiff, then run the graph.',
     empty:
       'Run the graph once. The images appear here with their maps; set the mask and choose images without another run.',
     image: 'Image {0}, {1} of {2}',
@@ -14,6 +15,7 @@ const WORDS = {
     kept: 'Kept',
     dropped: 'Dropped',
     toggle: 'Keep or drop this image (K)',
+    picture: 'Image {0}',
     view: 'Image {0}. Arrows: other image. K: keep or drop. Space: zoom. Plus, minus: zoom. M: map. Enter: run.',
     frames: 'Frame',
     frame: 'Frame of the clip (, and .)',
@@ -57,6 +59,8 @@ const WORDS = {
   },
   de: {
     viewer: 'Unsicherheitsbetrachter',
+    missing:
+      'Verbinden Sie Bilder und deren Unsicherheit, von irgendeinem Sampler von BayesDiff, und führen Sie den Graphen aus.',
     empty:
       'Führen Sie den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
     image: 'Bild {0}, {1} von {2}',
@@ -68,6 +72,7 @@ const WORDS = {
     kept: 'Behalten',
     dropped: 'Verworfen',
     toggle: 'Dieses Bild behalten oder verwerfen (K)',
+    picture: 'Bild {0}',
     view: 'Bild {0}. Pfeile: anderes Bild. K: behalten oder verwerfen. Leertaste: Zoom. Plus, Minus: Zoom. M: Karte. Eingabe: ausführen.',
     frames: 'Einzelbild',
     frame: 'Einzelbild des Clips (, und .)',
@@ -113,6 +118,7 @@ const WORDS = {
   },
   zh: {
     viewer: '不确定性查看器',
+    missing: '请连接图像及其不确定性（来自任意 BayesDiff 采样器），然后运行工作流。',
     empty: '先运行一次工作流。图像和热力图会显示在这里；之后设置遮罩和挑选图像都无需再次运行。',
     image: '图像 {0}，第 {1} / {2} 张',
     previous: '更确定的图像 (←)',
@@ -123,6 +129,7 @@ const WORDS = {
     kept: '保留',
     dropped: '丢弃',
     toggle: '保留或丢弃此图像 (K)',
+    picture: '图像 {0}',
     view: '图像 {0}。方向键：切换图像。K：保留或丢弃。空格：缩放。加号、减号：缩放。M：热力图。回车：运行。',
     frames: '帧',
     frame: '片段中的帧（, 和 .）',

@@ -1,5 +1,6 @@
-"""A pack for tests: a node that writes what reaches it to a file, and one that stands for a large text encoder."""
+"""A pack for tests: nodes that write what reaches them to a file, stand for a large text encoder, or spoil a map."""
 
+import dataclasses
 import os
 
 import folder_paths
@@ -51,4 +52,21 @@ class Prompt:
         return ([[torch.randn(1, 7, width, generator=generator), {}]],)
 
 
-NODE_CLASS_MAPPINGS = {"Probe": Probe, "Prompt": Prompt}
+class Spoil:
+    """An UNCERTAINTY whose first image is no number."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("UNCERTAINTY",)
+    FUNCTION = "spoil"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"uncertainty": ("UNCERTAINTY", {})}}
+
+    def spoil(self, uncertainty):
+        variance = uncertainty.variance.clone()
+        variance[0] = float("nan")
+        return (dataclasses.replace(uncertainty, variance=variance),)
+
+
+NODE_CLASS_MAPPINGS = {"Probe": Probe, "Prompt": Prompt, "Spoil": Spoil}
