@@ -68,8 +68,11 @@ UNET_CONFIG = {
 # ---------------------------------------------------------------- data
 
 
-def read_data(tarballs: Path) -> tuple[torch.Tensor, list[dict]]:
-    """Images (n, 3, 128, 128) uint8 on white, and one record (name, category, subcategory) each."""
+def read_data(tarballs: Path, transparent: bool = False) -> tuple[torch.Tensor, list[dict]]:
+    """Images (n, 3, 128, 128) uint8 on white, or (n, 4, ...) with their opacity, and one record each.
+
+    A record has a name, a category and a subcategory.
+    """
     with tarfile.open(tarballs / "emoji-datasource-google-16.0.0.tgz") as tar:
         catalogue = json.load(tar.extractfile("package/emoji.json"))
     by_code = {}
@@ -85,9 +88,11 @@ def read_data(tarballs: Path) -> tuple[torch.Tensor, list[dict]]:
                 continue
             seen.add(entry["unified"])
             picture = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGBA")
-            canvas = Image.new("RGBA", picture.size, "white")
-            canvas.alpha_composite(picture)
-            canvas = canvas.convert("RGB").resize((128, 128), Image.Resampling.LANCZOS)
+            if not transparent:
+                canvas = Image.new("RGBA", picture.size, "white")
+                canvas.alpha_composite(picture)
+                picture = canvas.convert("RGB")
+            canvas = picture.resize((128, 128), Image.Resampling.LANCZOS)
             images.append(torch.from_numpy(numpy.array(canvas)).permute(2, 0, 1))
             name = re.sub(r"[^a-z0-9]+", " ", (entry["name"] or entry["short_name"]).lower()).strip()
             records.append({"name": name, "category": entry["category"], "subcategory": entry["subcategory"]})

@@ -1,7 +1,7 @@
 """What the user sees: one file per topic, no mathematics."""
 
 from .best_of_n import KSamplerBestOfN
-from .demo import DemoModel
+from .demo import DemoModel, DemoVideoModel
 from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
 from .map import UncertaintyMap
@@ -39,4 +39,5 @@ NODES = [
     UncertaintyViewer,
     FilterByUncertainty,
     DemoModel,
+    DemoVideoModel,
 ]

@@ -24,7 +24,8 @@ LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_
 # What a user's copy may contain, and what it must contain.
 KNOWN = re.compile(
     r"(__init__\.py|LICENSE|README\.md|CHANGELOG\.md|pyproject\.toml|requirements\.txt"
-    r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py|demo_model/(README\.md|emoji_\w+\.safetensors|pictures/[\w ]+\.webp)"
+    r"|(bayesdiff_core|host|nodes)/(\w+/)?\w+\.py"
+    r"|demo_model/(README\.md|(emoji|video)_\w+\.safetensors|pictures/[\w ]+\.webp)"
     r"|docs/[\w-]+\.md|locales/\w+/nodeDefs\.json|web/docs/(images/)?[\w-]+\.(md|png|jpg)|web/viewer(\.js|/\w+\.(js|css))"
     r"|workflows/[\w-]+\.(json|jpg))"
 )
@@ -37,6 +38,8 @@ NEEDED = (
     "requirements.txt",
     "demo_model/emoji_unet.safetensors",
     "demo_model/emoji_vae.safetensors",
+    "demo_model/video_flow.safetensors",
+    "demo_model/video_vae.safetensors",
     "demo_model/README.md",
     "workflows/quickstart.json",
     "workflows/quickstart.jpg",

@@ -7,6 +7,7 @@
 ``docs/images/masks.png``: what the thresholds and options of Uncertainty to Mask make of it.
 ``docs/images/plot.png``: the histogram of scores of a larger batch.
 ``docs/images/samples.png``: 36 samples of the demo model, its prompts taken at even distances from the node's list.
+``docs/images/clips.png``: two clips of the demo video model for each motion, its emoji taken at even distances.
 ``web/docs/images/*.png``: parts of these, for the help pages in the side bar.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 from pathlib import Path
 
 from comfy_server import ComfyServer
@@ -156,6 +158,38 @@ def samples(server: ComfyServer, side: int = 6) -> Image.Image:
     return sheet(grid, [names[y * side : (y + 1) * side] for y in range(side)], [""] * side)
 
 
+def clips(server: ComfyServer, frames: int = 7) -> Image.Image:
+    """A clip in a row, every other of its frames."""
+    inputs = server.object_info()["BayesDiffDemoVideoModel"]["input"]["required"]
+    emoji, motions = (inputs[name][1]["options"][1:] for name in ("emoji", "motion"))
+    count = 2 * len(motions)
+    graph = {"empty": node("EmptyHunyuanLatentVideo", width=80, height=80, length=13, batch_size=1)}
+    names = []
+    for i in range(count):
+        subject, front = emoji[i * len(emoji) // count], emoji[(i * len(emoji) // count + 7) % len(emoji)]
+        names.append(f"{subject} {motions[i // 2]}" + f" {front}" * motions[i // 2].endswith("behind"))
+        graph[f"demo{i}"] = node("BayesDiffDemoVideoModel", emoji=subject, motion=motions[i // 2], front=front)
+        graph[f"sample{i}"] = node(
+            "KSampler",
+            model=[f"demo{i}", 0],
+            positive=[f"demo{i}", 1],
+            negative=[f"demo{i}", 2],
+            latent_image=["empty", 0],
+            seed=i,
+            steps=20,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        )
+        graph[f"decode{i}"] = node("VAEDecode", samples=[f"sample{i}", 0], vae=[f"demo{i}", 3])
+        graph[f"save{i}"] = node("SaveImage", images=[f"decode{i}", 0], filename_prefix=f"clip{i:02}")
+    pictures = server.files(server.run(graph))
+    rows = [pictures[f"save{i}"][::2][:frames] for i in range(count)]
+    found = sheet(rows, [[""] * frames] * count, [textwrap.fill(name, 13) for name in names])
+    return found.resize((found.width // 2, found.height // 2), Image.Resampling.LANCZOS)
+
+
 def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
@@ -168,6 +202,7 @@ HELP = {
     "mask": ("masks", 0.0, 0.57),
     "plot": ("plot", 0.0, 1.0),
     "demo": ("samples", 0.0, 0.335),
+    "clips": ("clips", 0.0, 0.5),
 }
 HELP_WIDTH = 560
 
@@ -188,7 +223,7 @@ def help_pictures() -> None:
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder)) as server:
-        for make in (quickstart, maps, masks, plot, samples):
+        for make in (quickstart, maps, masks, plot, samples, clips):
             path = IMAGES / f"{make.__name__}.png"
             make(server).save(path, optimize=True)
             print(path.relative_to(ROOT))

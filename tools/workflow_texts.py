@@ -61,6 +61,15 @@ NOTES = {
         "3. **Try** *start_at*: early changes shapes, late only details. Try *strength*: 1 goes as far as the model is "
         "unsure, often hardly visible; here it is 4."
     ),
+    "video": (
+        "## A clip: where and when is the model unsure?\n"
+        "1. A small video model draws two clips of 13 frames. **KSampler (BayesDiff)** returns the stock KSampler's "
+        "latent, bit for bit, plus a map of every frame, at no extra call. The stock **Create Video** shows both.\n"
+        "2. The least certain cells of all frames become a mask. The stock **KSampler** redraws them and leaves the "
+        "rest.\n"
+        "3. **Try** another *emoji* or *motion*. *Any* of them vary with the seed and go wrong more often. Or redraw a "
+        "span of frames: *first_frame* and *last_frame* of the mask."
+    ),
     "fit_a_head": (
         "## Fit, save and load a Laplace head\n"
         "1. Fit once per model and save the head. Fit on the model's **own samples**, which needs no data, or on "
@@ -141,6 +150,7 @@ THUMBNAILS: dict[str, list[tuple[str, int]] | dict] = {
     "mask_to_inpaint": [("6", 1), ("8", 1), ("17", 1), ("25", 1)],
     "repair_loop": [("12", 3), ("14", 4), ("12", 4), ("12", 5)],
     "variations": [("9", number) for number in range(4)],
+    "video": [("12", 0)],
     "fit_a_head": [("8", 0), ("8", 1), ("17", 0), ("17", 1)],
     "sampler_custom_advanced": [("14", 0)],
     "two_stage": [("7", 0), ("9", 0), ("7", 1), ("9", 1)],

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import av
 import comfy_server
 import make_workflows
 import numpy
@@ -53,13 +54,19 @@ def made(server):
 
 def images_of(server, graph: dict, entry: dict) -> dict[str, numpy.ndarray]:
     return {
-        graph[node_id]["_meta"]["title"]: numpy.stack([pixels(path) for path in paths])
+        graph[node_id]["_meta"]["title"]: numpy.concatenate([pixels(path) for path in paths])
         for node_id, paths in server.files(entry).items()
     }
 
 
 def pixels(path: Path) -> numpy.ndarray:
-    return numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255
+    """An image, or the frames of a video, ``(n, h, w, 3)``."""
+    if path.suffix == ".mp4":
+        with av.open(str(path)) as video:
+            frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    else:
+        frames = [Image.open(path).convert("RGB")]
+    return numpy.stack([numpy.asarray(frame, dtype=numpy.float32) for frame in frames]) / 255
 
 
 def text(name: str, entry: dict, title: str) -> str:
@@ -292,6 +299,21 @@ def test_hires_fix_takes_the_uncertainty_along(made):
     _, found = made("hires_fix")
     titles = ("Images", "Maps", "Images through pixels", "Maps through pixels")
     assert shown(found) == {title: (2, 192, 192) for title in titles}
+
+
+def test_video_shows_clips_with_their_maps_and_redraws_the_masked_cells(made):
+    entry, found = made("video")
+    sizes = shown(found)
+    assert sizes["Frames"] == (26, 80, 80) and sizes["Before, masks, after"] == (26, 80, 248)
+    assert sizes["Clips and maps"] == (26, 80, 164) and sizes["Before, masks, after: a video"] == (26, 80, 248)
+    assert len(scores_in(text("video", entry, "Scores: lower is more certain"))) == 2
+    seen = found["Clips and maps"][:, :, :80]
+    assert numpy.abs(seen - found["Frames"]).mean() < 0.04, "the video is of the frames"
+    both = found["Before, masks, after"]
+    mask = both[:, :, 84:164, 0] > 0.5
+    assert mask.any() and len({frame.tobytes() for frame in mask}) > 2, "other cells at other times"
+    change = numpy.abs(both[:, :, :80] - both[:, :, 168:]).mean(3)
+    assert change[mask].mean() > 2 * change[~mask].mean()
 
 
 # ---------------------------------------------------------------- those that need a model file
