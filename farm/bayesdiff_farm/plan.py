@@ -47,7 +47,7 @@ def read_workflow(path: Path) -> Graph:
         raise Problem(f"Expected a workflow in API format, but {path} cannot be read as one ({error}).") from None
     if isinstance(graph, dict) and "nodes" in graph:
         raise Problem(
-            f"Expected a workflow in API format, got in {path.name} one as the page keeps it; save it with Export (API)."
+            f"Expected a workflow in API format, got in {path.name} one for the page; save it with Export (API)."
         )
     nodes = list(graph.values()) if isinstance(graph, dict) else []
     if not nodes or not all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in nodes):
@@ -85,7 +85,8 @@ def find_sampler(graph: Graph, named: str | None) -> str:
     ours = [node_id for node_id, node in graph.items() if node.get("class_type") in SAMPLERS]
     if not ours:
         raise Problem(
-            "Expected a workflow with a sampler (BayesDiff), got one without; replace its KSampler by KSampler (BayesDiff)."
+            "Expected a workflow with a sampler (BayesDiff), got one without; put KSampler (BayesDiff) in place of its "
+            "KSampler."
         )
     earlier = {node for last in ours for node in upstream(graph, [last]) if node != last}
     last = [node_id for node_id in ours if node_id not in earlier]
@@ -170,9 +171,7 @@ class Plan:
 
     def __post_init__(self):
         if self.count < 1:
-            raise Problem(
-                f"Expected at least one image to make, got {self.count}; give --seeds, prompts and grid values."
-            )
+            raise Problem(f"Expected at least one image to make, got {self.count}; give --seeds a number from 1 on.")
         for address in [*self.seed_inputs, *self.grid, *filter(None, [self.prompt_input])]:
             if not has_input(self.workflow, address):
                 raise Problem(f"Expected NODE.INPUT of the workflow, got {address}; see the ids in the file.")

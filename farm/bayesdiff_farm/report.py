@@ -51,9 +51,8 @@ def fetch(folder: Path, plan: Plan, kept: list[Image], read: Read) -> list[Path]
                     content = one_latent(content, image.place)
                 frame = f"_{i:03}" if len(files) > 1 else ""
                 (new / f"{name}{ENDINGS[kind]}{frame}{Path(file).suffix}").write_bytes(content)
-        shown += [
-            folder / f"{name}{'_000' if len(files) > 1 else ''}.png" for files in [image.files.get("images")] if files
-        ]
+        if pictures := image.files.get("images"):
+            shown.append(folder / f"{name}{'_000' if len(pictures) > 1 else ''}.png")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return shown

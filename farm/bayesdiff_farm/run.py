@@ -108,8 +108,8 @@ class Run:
         finished = min(self.settings.finish or self.rule.most(groups, self.plan.count), self.plan.count)
         if share * self.plan.count + finished >= self.plan.count:
             raise Problem(
-                f"Expected two passes to cost less than {self.plan.count} runs, got {share * self.plan.count:.0f} for the "
-                f"early scores and {finished} to finish; leave out --early, or keep fewer."
+                f"Expected two passes to cost less than {self.plan.count} runs, got {share * self.plan.count:.0f} "
+                f"for the early scores and {finished} to finish; leave out --early, or keep fewer."
             )
 
     # ---------------------------------------------------------------- working

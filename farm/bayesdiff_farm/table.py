@@ -80,8 +80,8 @@ class Table:
         except OSError as error:
             self.undo()
             raise Problem(
-                f"Expected room for the results in {self.path.parent}, got '{error.strerror}'; free some, and go on with "
-                "--resume."
+                f"Expected room for the results in {self.path.parent}, got '{error.strerror}'; free some, and go "
+                "on with --resume."
             ) from None
         self.size += len(text)
         self.rows |= {(row["pass"], row["task"]): row for row in rows}
