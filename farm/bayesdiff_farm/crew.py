@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from . import Problem
@@ -35,11 +36,17 @@ class Event:
     task: Task | None = None
 
 
+def has_token() -> bool:
+    """Whether this user has a token of Ray's, which ``ray start`` then asks for."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray" / "auth_token").exists()
+
+
 def connect(address: str | None, dashboard: bool = False) -> None:
     """Join a cluster, or start Ray on this machine alone."""
-    if address is None:
-        for name, value in LOOPBACK.items():
-            os.environ.setdefault(name, value)
+    settings = LOOPBACK if address is None else {"RAY_AUTH_MODE": "token"} if has_token() else {}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     import ray
 
     own = {} if address else dict(object_store_memory=OBJECT_STORE, include_dashboard=dashboard)

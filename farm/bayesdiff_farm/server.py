@@ -178,4 +178,4 @@ class Server:
 def refusal(answer: dict) -> str:
     """The host's answer to a graph that it does not take, in words."""
     errors = [error for node in (answer.get("node_errors") or {}).values() for error in node["errors"]]
-    return "; ".join(error["details"] or error["message"] for error in errors) or answer["error"]["message"]
+    return "; ".join(f"{error['message']}: {error['details']}" for error in errors) or answer["error"]["message"]

@@ -177,7 +177,7 @@ def test_what_cannot_work_is_told_before_any_work(farm, tmp_path):
         (tmp_path / "b", (farm.workflow({"1": node("KSampler")}), "--seeds", 2, "--keep", 1), "got one without"),
         (tmp_path / "c", ("--resume", "--keep", 1), "run to resume"),
         (tmp_path / "d", (farm.workflow(small_workflow()), "--seeds", 2), "one of --keep"),
-        (tmp_path / "e", (farm.workflow(small_workflow(scheduler="mine")), "--seeds", 9, "--keep", 1), "scheduler"),
+        (tmp_path / "e", (farm.workflow(small_workflow(steps=0)), "--seeds", 9, "--keep", 1), "steps"),
     ):
         code, said = farm.run(out, *arguments)
         assert code == 1 and words in said and "Traceback" not in said, said
