@@ -41,7 +41,11 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
     core, others, farm, options = [], [], [], []
     for before, argument in zip(["", *arguments], arguments):
         path = (ROOT / argument.split("::")[0]).resolve()
-        if argument.startswith("-") or before in VALUED or not (path.is_relative_to(TESTS) or path.is_relative_to(FARM)):
+        if (
+            argument.startswith("-")
+            or before in VALUED
+            or not (path.is_relative_to(TESTS) or path.is_relative_to(FARM))
+        ):
             options.append(argument)
         elif not path.exists():  # pytest on several processes would only find no tests
             sys.exit(f"Expected a file or folder of tests, got {argument}; name one that exists.")

@@ -80,15 +80,16 @@ class Crew:
     Args:
         count, each: how many, and what resources each takes.
         site, plan: what they need to know.
+        kind: the class of the workers.
     """
 
-    def __init__(self, count: int, each: dict, site: Site, plan: Plan):
+    def __init__(self, count: int, each: dict, site: Site, plan: Plan, kind: type = Worker):
         import ray
 
         self.ray = ray
         # A lost task goes back to the driver, which gives it to whoever is free.
-        kind = ray.remote(Worker).options(max_restarts=RESTARTS, max_task_retries=0, **each)
-        self.actors = [kind.remote(site, plan) for _ in range(count)]
+        actor = ray.remote(kind).options(max_restarts=RESTARTS, max_task_retries=0, **each)
+        self.actors = [actor.remote(site, plan) for _ in range(count)]
         # What each worker is at: starting (no task) or a task.
         self.busy: dict = {}
         for worker in range(count):

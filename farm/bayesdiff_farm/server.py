@@ -71,6 +71,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.client = uuid.uuid4().hex
+        self.gone = f"ComfyUI stopped; see {folder / 'server.log'}"
         command = [
             *(sys.executable, guard.__file__, python_of(comfyui, python), str(comfyui / "main.py")),
             *("--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"),
@@ -127,29 +128,46 @@ class Server:
             return json.load(answer)
 
     def run(self, graph: dict) -> dict:
-        """Queue a graph in API format and wait; what its output nodes say, by node id, and why some were skipped.
+        """Queue a graph in API format and wait; see :meth:`queue` and :meth:`result`."""
+        return self.result(self.queue(graph))
+
+    def queue(self, graph: dict) -> str:
+        """The number of a prompt.
 
         Raises:
-            Failed: a node, or the host's validation.
-            Died: the server.
+            Failed: the host's validation refuses it.
+            Died: the server is gone.
         """
         content = json.dumps({"prompt": graph, "client_id": self.client}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/prompt", content)
         try:
             with opener.open(request, timeout=60) as answer:
-                prompt = json.load(answer)["prompt_id"]
-            why = self._wait(prompt)
-            entry = self.get(f"/history/{prompt}")[prompt]
+                return json.load(answer)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise Failed(refusal(json.load(error)), refused=True) from None
+        except OSError as error:
+            raise Died(self.gone) from error
+
+    def result(self, prompt: str) -> dict:
+        """What the output nodes say, by node id; ``why`` some were skipped, and how many ``seconds`` it ran.
+
+        Raises:
+            Failed: a node raised an error.
+            Died: the server is gone.
+        """
+        try:
+            why = self._wait(prompt)
+            entry = self.get(f"/history/{prompt}")[prompt]
         except (OSError, websocket.WebSocketException) as error:
-            raise Died(f"ComfyUI stopped; see {self.folder / 'server.log'}") from error
+            raise Died(self.gone) from error
+        times = {kind: message.get("timestamp", 0) for kind, message in entry["status"]["messages"]}
         for kind, message in entry["status"]["messages"]:
             if kind == "execution_error":
                 raise Failed(f"{message['node_type']}: {message['exception_message'].strip()}")
             if kind == "execution_interrupted":
                 raise Died("the run was interrupted")
-        return entry["outputs"] | {"why": why}
+        seconds = (times.get("execution_success", 0) - times.get("execution_start", 0)) / 1000
+        return entry["outputs"] | {"why": why, "seconds": seconds}
 
     def _wait(self, prompt: str) -> str:
         """Wait for a prompt's end; why the host skipped an output node, empty if it did not."""
