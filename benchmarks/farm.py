@@ -62,10 +62,8 @@ def silent(*_) -> None:
 
 
 def pin(process: int, core: int) -> None:
-    """Keep a server, which a guard of this number has started, on one core."""
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True)
-    for pid in children.stdout.split():
-        subprocess.run(["taskset", "-acp", str(core), pid], check=True, capture_output=True)
+    """Keep a server on one core, with all its threads."""
+    subprocess.run(["taskset", "-acp", str(core), str(process)], check=True, capture_output=True)
 
 
 class ByHand:

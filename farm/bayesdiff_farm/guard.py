@@ -1,41 +1,25 @@
-"""Runs a program, and ends it when whoever started this is gone: then the pipe to stdin closes.
+"""Runs a Python program that ends when whoever started it is gone: then the pipe to its stdin closes.
 
     python guard.py PROGRAM ARGUMENTS...
 
-So a server does not outlive its worker, however that dies.
+So a server does not outlive its worker, however that dies. It runs in ComfyUI's Python, and imports nothing else.
 """
 
-import signal
-import subprocess
+import os
+import runpy
 import sys
 import threading
 
-SECONDS = 5
 
-
-def main() -> int:
-    # Ctrl-C is for the driver, which then lets go of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-
-    def end() -> None:
-        child.terminate()
-        try:
-            child.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        end()
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        return child.wait()
-    finally:
-        end()
+def watch() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    threading.Thread(target=watch, daemon=True).start()
+    del sys.argv[0]
+    # As Python does for a program that it is given.
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,7 +17,7 @@ import websocket
 
 from . import Problem, guard
 
-SECONDS_TO_START = 300
+SECONDS_TO_START, SECONDS_TO_STOP = 300, 10
 # Of Ray's own Python, which ComfyUI's must not see.
 NOT_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 # A proxy of the environment has no business on loopback.
@@ -73,7 +73,7 @@ class Server:
         self.client = uuid.uuid4().hex
         self.gone = f"ComfyUI stopped; see {folder / 'server.log'}"
         command = [
-            *(sys.executable, guard.__file__, python_of(comfyui, python), str(comfyui / "main.py")),
+            *(python_of(comfyui, python), guard.__file__, str(comfyui / "main.py")),
             *("--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"),
             *("--output-directory", str(folder / "output"), "--temp-directory", str(folder / "temp")),
             *("--user-directory", str(folder / "user")),
@@ -118,7 +118,7 @@ class Server:
     def stop(self) -> None:
         self.process.stdin.close()
         try:
-            self.process.wait(guard.SECONDS + 5)
+            self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -7,12 +7,14 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from . import Problem
 from .plan import Plan, Task
 
+SYNC_SECONDS = 1.0
 COLUMNS = ("rank", "kept", "task", "place", "seed", "score", "percentile", "unknown", "inputs", "host", "seconds")
 
 
@@ -51,7 +53,7 @@ class Table:
     """
 
     def __init__(self, path: Path):
-        self.path, self.rows = path, {}
+        self.path, self.rows, self.synced = path, {}, 0.0
         try:
             self.file = path.open("a+b")
             self.file.seek(0)
@@ -67,7 +69,7 @@ class Table:
             raise Problem(f"Expected a table of results in {path}, but it cannot be read ({error}).") from None
 
     def append(self, rows: list[dict]) -> None:
-        """Add rows, on the disk when this returns.
+        """Add rows. The system has them when this returns, whatever becomes of this process; the disk, soon after.
 
         Raises:
             Problem: the disk is full, or gone; the table is as it was before.
@@ -76,7 +78,9 @@ class Table:
         try:
             self.file.write(text)
             self.file.flush()
-            os.fsync(self.file.fileno())
+            if (now := time.monotonic()) > self.synced + SYNC_SECONDS:
+                os.fsync(self.file.fileno())
+                self.synced = now
         except OSError as error:
             self.undo()
             raise Problem(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small import SEEDS, Farm, small_workflow
+from small import SEEDS, Farm, small_workflow, wait_until_gone
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +19,5 @@ def reference(farm) -> Path:
     out = farm.root / "reference"
     code, said = farm.run(out, farm.workflow(small_workflow()), "--seeds", SEEDS, "--keep", 3)
     assert code == 0, said
+    wait_until_gone(out)
     return out

@@ -78,11 +78,10 @@ def wait_for_rows(out: Path, count: int, process: subprocess.Popen) -> None:
 
 
 def servers(out: Path) -> dict[int, int]:
-    """ComfyUI processes of a run, with the process of the worker that each belongs to."""
+    """ComfyUI processes of a run, with the process of the worker that each was started by."""
     said = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     found = [line.split(None, 2) for line in said.splitlines() if str(out) in line and "main.py" in line]
-    guards = {pid: parent for pid, parent, command in found if "guard.py" in command}
-    return {int(pid): int(guards[parent]) for pid, parent, command in found if parent in guards}
+    return {int(pid): int(parent) for pid, parent, _ in found}
 
 
 def wait_until_gone(out: Path) -> None:

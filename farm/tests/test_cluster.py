@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bayesdiff_farm.server import Server
-from small import SEEDS, node, rows, small_workflow, wait_for_rows
+from small import SEEDS, node, rows, servers, small_workflow, wait_for_rows, wait_until_gone
 from test_farm import assert_same, kept
 
 HEAD, SECOND, SPACE, PORT = "10.77.0.1", "10.77.0.2", "bayesdiff-farm", 6399
@@ -102,9 +102,11 @@ def test_a_second_machine_is_lost_and_what_it_made_is_made_again(farm, reference
     wait_for_rows(hidden / "out", 3, process)
     assert "aaa" in {row["host"] for row in rows(hidden / "out")}, "both machines work"
     two.lose_second()
+    assert len(servers(hidden / "out")) == 1, "its server went with it"
     said = "".join(process.communicate(timeout=250))
     assert process.returncode == 0 and "2 workers are ready" in said, said
     assert_same(hidden / "out", reference, again=True)
+    wait_until_gone(hidden / "out")
 
 
 def with_head(farm, base: Path, seed: int) -> None:
