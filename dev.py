@@ -297,6 +297,7 @@ def main(arguments: list[str]) -> int:
         farm = Path(os.environ["BAYESDIFF_FARM_PYTHON"])
         return run(farm, comfyui, "-m", "bayesdiff_farm", *rest, folder=Path.cwd())
     if command == "bench":
+        python = Path(os.environ["BAYESDIFF_FARM_PYTHON"]) if options.name == "farm" else python
         return run(python, comfyui, ROOT / "benchmarks" / f"{options.name}.py", *options.arguments)
     tools = {"demo": "demo", "test": "run_tests", "workflows": "make_workflows", "pictures": "make_pictures"}
     if command in tools:
