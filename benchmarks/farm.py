@@ -102,7 +102,8 @@ def measured(tasks: int, repeats: int) -> list[dict]:
         (folder / "base" / "custom_nodes").mkdir(parents=True)
         (folder / "base" / "custom_nodes" / "BayesDiff").symlink_to(Path(__file__).resolve().parent.parent)
         (folder / "token").write_text("bench")
-        site = Site(name, "bench", os.environ["COMFYUI_PATH"], os.environ["COMFYUI_PYTHON"], f"{name}/base", [], 1)
+        os.environ["BAYESDIFF_FARM_BASE"] = f"{name}/base"
+        site = Site(name, "bench", os.environ["COMFYUI_PATH"], os.environ["COMFYUI_PYTHON"], [], 1)
         by_hand = ByHand(folder / "by_hand", folder / "base", plan)
         connect(None)
         crew = Crew(2, dict(num_cpus=1), site, plan)
@@ -169,7 +170,7 @@ def seconds_of_a_call(waiting: int, count: int = 4000) -> float:
     """What Ray needs for a run that takes no time, while the driver waits for so many."""
     plan = make_plan(count)
     connect(None)
-    crew = Crew(2, dict(num_cpus=1), Site("", "", "", "", "", [], 1), plan, Idler)
+    crew = Crew(2, dict(num_cpus=1), Site("", "", "", "", [], 1), plan, Idler)
     try:
         while crew.busy:
             crew.wait(60)

@@ -117,8 +117,16 @@ def make_plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def absolute(path: str) -> str:
+    """As a worker, which has another present folder, understands it. A venv's Python stays the link that it is."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
+    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON", "BAYESDIFF_FARM_BASE"):
+        if os.environ.get(name):
+            os.environ[name] = absolute(os.environ[name])
     plan = None if options.resume else make_plan(options)
     rule = Rule(options.keep, options.keep_per_prompt, options.keep_percentile)
     settings = Settings(
@@ -126,9 +134,8 @@ def main(arguments: list[str]) -> int:
         cpus=options.cpus,
         gpus=options.gpus,
         address=options.address,
-        comfyui=options.comfyui or os.environ.get("COMFYUI_PATH"),
-        python=options.python or os.environ.get("COMFYUI_PYTHON"),
-        base=os.environ.get("BAYESDIFF_FARM_BASE"),
+        comfyui=options.comfyui and absolute(options.comfyui),
+        python=options.python and absolute(options.python),
         arguments=tuple(shlex.split(options.server_arguments)),
         finish=options.finish,
         discard=options.discard,

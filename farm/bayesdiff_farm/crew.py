@@ -119,6 +119,7 @@ class Crew:
             said = self.ray.get(reference)
         except errors.RayTaskError as error:
             cause = getattr(error, "cause", None)
+            self.dismiss(worker)
             return Event("gone", worker, str(cause) if isinstance(cause, Problem) else str(error), task)
         except errors.RayActorError as error:
             if task is None:  # Ray has started it as often as it may

@@ -17,6 +17,8 @@ SAMPLERS = {"BayesDiffKSampler": 1, "BayesDiffKSamplerAdvanced": 1, "BayesDiffSa
 # Where an image's own noise does not come from. Another seed there would fit another head or load another model.
 ASIDE = {"model", "clip", "vae", "head", "options", "positive", "negative", "guider", "sampler", "sigmas"}
 SEEDS, TEXTS = ("seed", "noise_seed"), ("text", "prompt")
+# Nodes behind the sampler that make other images of its latent.
+CHANGES = ("Sampler", "Repair", "Resample", "BestOfN", "Filter")
 SAVES = ("images", "latents", "maps")
 
 
@@ -256,10 +258,15 @@ def node(class_type: str, **inputs) -> dict:
 
 
 def find_decoder(graph: Graph, sampler: str) -> dict | None:
-    """How the workflow decodes the sampler's latent: its own VAE Decode if it has one, else one with its VAE."""
+    """How the workflow decodes the sampler's latent: the nearest VAE Decode after it, else one with its VAE."""
     decoders = [one for one in graph.values() if one["class_type"].startswith("VAEDecode") and "vae" in one["inputs"]]
+    near = []
     for one in decoders:
-        if one["inputs"].get("samples", [None])[0] == sampler:
-            return one
+        way = upstream(graph, [source for _, (source, _) in links(one)])
+        later = [graph[i]["class_type"] for i in set(way) - set(upstream(graph, [sampler]))]
+        if sampler in way and not any(word in kind for kind in later for word in CHANGES):
+            near.append((len(later), one))
+    if near:
+        return min(near, key=lambda pair: pair[0])[1]
     vaes = [link for one in [*decoders, *graph.values()] for name, link in links(one) if name == "vae"]
     return node("VAEDecode", samples=[sampler, 0], vae=vaes[0]) if vaes else None

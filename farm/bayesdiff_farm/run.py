@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ class Settings:
         workers: how many; None is one a GPU, or one in all.
         cpus, gpus: what each takes.
         address: of a Ray cluster; None is this machine alone.
-        comfyui, python, base, arguments: see :class:`~bayesdiff_farm.worker.Site`.
+        comfyui, python, arguments: see :class:`~bayesdiff_farm.worker.Site`.
         finish: how many images of a first pass are finished; None as many as are kept.
         discard: whether to remove in the end what was not kept.
     """
@@ -40,7 +41,6 @@ class Settings:
     address: str | None = None
     comfyui: str | None = None
     python: str | None = None
-    base: str | None = None
     arguments: tuple[str, ...] = ()
     finish: int | None = None
     discard: bool = False
@@ -105,7 +105,7 @@ class Run:
         if self.rule.percentile is not None:
             raise Problem("Expected a number to keep with --early, got a percentile, which is of finished images.")
         groups = self.plan.count // self.plan.seeds
-        finished = min(self.settings.finish or self.rule.most(groups, self.plan.count), self.plan.count)
+        finished = dataclasses.replace(self.rule, **self.finishing()).most(groups, self.plan.count)
         if share * self.plan.count + finished >= self.plan.count:
             raise Problem(
                 f"Expected two passes to cost less than {self.plan.count} runs, got {share * self.plan.count:.0f} "
@@ -117,8 +117,7 @@ class Run:
     def assemble(self) -> Driver:
         """The workers; they start when there is something to do."""
         if self.driver is None:
-            if (self.settings.address or os.environ.get("RAY_ADDRESS")) is None:
-                Progress.say("starting Ray and ComfyUI")
+            Progress.say("starting the workers")
             connect(self.settings.address)
             count, each = resources(self.settings.workers, self.settings.cpus, self.settings.gpus)
             site = Site(
@@ -126,7 +125,6 @@ class Run:
                 token=self.about["token"],
                 comfyui=self.settings.comfyui,
                 python=self.settings.python,
-                base=self.settings.base,
                 arguments=list(self.settings.arguments),
                 threads=None if each["num_gpus"] else self.settings.cpus,
             )
@@ -197,11 +195,17 @@ class Run:
             histogram(self.folder / "histogram.png", images, kept)
             if pictures:
                 contact_sheet(self.folder / "contact_sheet.png", kept, pictures)
-            if self.settings.discard and self.driver:
-                self.crew.discard(self.driver.hosts)
+            if self.settings.discard:
+                self.discard()
         except OSError as error:
             raise Problem(f"Expected room for the kept in {self.folder}, got '{error}'; go on with --resume.") from None
         return kept
+
+    def discard(self) -> None:
+        """Remove what was not kept, here and where the workers are."""
+        if self.driver is not None:
+            self.crew.discard(self.driver.hosts)
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
 
     def finishing(self) -> dict:
         """How the first pass's rule differs from the last one's."""

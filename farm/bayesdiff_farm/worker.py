@@ -30,8 +30,7 @@ class Site:
     Attributes:
         folder: of the run. On a machine that does not have it, a temporary folder takes its place.
         token: what the run's file ``token`` there says, which tells that it is the same folder.
-        comfyui, python: used where COMFYUI_PATH and COMFYUI_PYTHON are not set.
-        base: ComfyUI's base directory, if not its own; BAYESDIFF_FARM_BASE goes first.
+        comfyui, python: None are those of the machine's COMFYUI_PATH and COMFYUI_PYTHON.
         arguments: more of ComfyUI's command line.
         threads: of a CPU; None on a GPU.
     """
@@ -40,7 +39,6 @@ class Site:
     token: str
     comfyui: str | None
     python: str | None
-    base: str | None
     arguments: list[str]
     threads: int | None
 
@@ -67,11 +65,12 @@ class Worker:
             Problem: it does not start, or lacks the pack.
         """
         if self.server is None:
-            comfyui = os.environ.get("COMFYUI_PATH") or self.site.comfyui
+            comfyui = self.site.comfyui or os.environ.get("COMFYUI_PATH")
             if not comfyui:
                 raise Problem(f"Expected COMFYUI_PATH on {self.host}, got nothing; set it there, or give --comfyui.")
-            python = os.environ.get("COMFYUI_PYTHON") or self.site.python
-            base = os.environ.get("BAYESDIFF_FARM_BASE") or self.site.base
+            python = self.site.python or os.environ.get("COMFYUI_PYTHON")
+            # ComfyUI's own base directory, if it is not its folder.
+            base = os.environ.get("BAYESDIFF_FARM_BASE")
             arguments = self.site.arguments + (["--base-directory", base] if base else [])
             folder = self.root / f"{self.host}-{uuid.uuid4().hex[:8]}"
             # Where input images are, unless a base directory says otherwise.
@@ -146,7 +145,7 @@ class Worker:
         scores = [float(text) for text in texts(said, "farm_scores")]
         if not scores:
             return {"failed": said["why"] or "the sampler returned no scores", "refused": False}
-        percentiles = [float(text) for text in texts(said, "farm_percentiles")] or [None] * len(scores)
+        percentiles = [known(float(text)) for text in texts(said, "farm_percentiles")] or [None] * len(scores)
         files = {kind: self.saved(said, node, kind) for kind, node in KINDS.items() if node in said}
         row = {
             "pass": "early" if early else "final",
@@ -157,7 +156,7 @@ class Worker:
             "seconds": round(said["seconds"], 3),
             "images": [
                 {
-                    "score": score if math.isfinite(score) else None,
+                    "score": known(score),
                     "percentile": percentile,
                     "files": {kind: of_image(names, i, len(scores)) for kind, names in files.items()},
                 }
@@ -184,6 +183,10 @@ class Worker:
         if self.server is not None:
             self.server.stop()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def texts(said: dict, node: str) -> list[str]:

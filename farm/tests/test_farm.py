@@ -142,7 +142,7 @@ def test_another_choice_needs_no_work_and_lost_files_are_made_again(farm, refere
     subprocess.run(["cp", "-r", reference, out], check=True)
     start = time.monotonic()
     code, said = farm.run(out, "--resume", "--keep", 2)
-    assert code == 0 and "starting Ray" not in said and time.monotonic() - start < 30, said
+    assert code == 0 and "starting" not in said and time.monotonic() - start < 30, said
     assert len(list((out / "kept").glob("*.json"))) == 2
     best = sorted((reference / "kept").glob("0003*.latent"))[0]
     for path in (out / "work").rglob(f"{int(best.name.split('seed')[1].split('_')[0]):07}*"):

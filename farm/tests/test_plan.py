@@ -160,3 +160,18 @@ def test_a_workflow_file_is_data(tmp_path):
     assert plan.grid == {"demo.prompt": ["__import__('os')", "owl"]}
     plan = make_plan(options(path, "--seeds", 1, "--grid", "ours.cfg=1,2.5"))
     assert plan.grid == {"ours.cfg": [1, 2.5]} and isinstance(path, Path)
+
+
+def test_the_decoder_is_the_nearest_one_that_shows_the_samplers_own_image():
+    graph = small_workflow()
+    graph["decode"]["inputs"]["samples"] = ["part", 0]
+    graph["part"] = node("LatentFromBatch", samples=["ours", 0], batch_index=0, length=2)
+    graph["more"] = node("KSampler", latent_image=["ours", 0], model=["demo", 0], seed=1)
+    graph["last"] = node("VAEDecode", samples=["more", 0], vae=["demo", 3])
+    plan = plan_of(graph)
+    made = plan.graph_of(plan.task(0))
+    assert made["farm_decoded"] == graph["decode"] and "part" in made and "more" not in made
+    del graph["decode"], graph["save"]
+    plan = plan_of(graph)
+    made = plan.graph_of(plan.task(0))["farm_decoded"]
+    assert made == node("VAEDecode", samples=["ours", 0], vae=["demo", 3])
