@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -49,11 +50,14 @@ def connect(address: str | None, dashboard: bool = False) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    # Ray would put its own in its place.
+    on_stop = signal.getsignal(signal.SIGTERM)
     own = {} if address else dict(object_store_memory=OBJECT_STORE, include_dashboard=dashboard)
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Problem(f"Expected a Ray cluster at {address}, got '{error}'; start one with: ray start --head") from None
+    signal.signal(signal.SIGTERM, on_stop)
 
 
 def resources(workers: int | None, cpus: int, gpus: float) -> tuple[int, dict]:
