@@ -16,6 +16,7 @@ from small import SEEDS, node, rows, servers, small_workflow, wait_for_rows, wai
 from test_farm import assert_same, kept
 
 HEAD, SECOND, SPACE, PORT = "10.77.0.1", "10.77.0.2", "bayesdiff-farm", 6399
+HEAD_FILE = "head.safetensors"
 RAY = Path(sys.executable).parent / "ray"
 
 
@@ -109,39 +110,41 @@ def test_a_second_machine_is_lost_and_what_it_made_is_made_again(farm, reference
     wait_until_gone(hidden / "out")
 
 
-def with_head(farm, base: Path, seed: int) -> None:
-    """Fit a head, and save it where a ComfyUI with this base directory loads it from."""
+def two_heads(farm, first: Path, second: Path) -> None:
+    """Fit two heads, and save each, by the same name, where a ComfyUI with one of the base directories finds it."""
     graph = small_workflow()
     del graph["ours"], graph["decode"], graph["save"]
     settings = dict(samples=8, steps=4, cfg=3.0, noise_levels=2, structure="low-rank", explained_variance=0.99)
     prompts = dict(model=["demo", 0], positive=["demo", 1], negative=["demo", 2], latent=["empty", 0])
-    graph["fit"] = node(
-        "BayesDiffFitLaplaceHead", fit_on="own samples", folder="input", seed=seed, **settings, **prompts
-    )
-    graph["keep"] = node("BayesDiffSaveLaplaceHead", head=["fit", 0], filename_prefix="farm", dtype="float32")
-    (base / "models").mkdir(exist_ok=True)
-    arguments = ["--base-directory", str(base)]
+    for seed, base in enumerate((first, second)):
+        fit = dict(fit_on="own samples", folder="input", seed=seed)
+        graph[f"fit{seed}"] = node("BayesDiffFitLaplaceHead", **fit, **settings, **prompts)
+        graph[base.name] = node(
+            "BayesDiffSaveLaplaceHead", head=[f"fit{seed}", 0], filename_prefix=base.name, dtype="float32"
+        )
+        (base / "models" / "laplace_heads").mkdir(parents=True)
+    arguments = ["--base-directory", str(first)]
     python = os.environ["COMFYUI_PYTHON"]
-    server = Server(Path(os.environ["BAYESDIFF_COMFYUI"]), python, farm.root / f"fit{seed}", arguments, threads=1)
+    server = Server(Path(os.environ["BAYESDIFF_COMFYUI"]), python, farm.root / "fit", arguments, threads=1)
     try:
         server.run(graph)
     finally:
         server.stop()
+    for base in (first, second):
+        made = first / "models" / "laplace_heads" / f"{base.name}_00001_.safetensors"
+        made.rename(base / "models" / "laplace_heads" / HEAD_FILE)
 
 
 def test_a_machine_with_another_head_is_refused_and_files_come_from_the_other(farm, cluster):
     first, second, hidden = Path(farm.environment["BAYESDIFF_FARM_BASE"]), farm.base("second"), farm.root / "hidden2"
-    with_head(farm, first, seed=1)
-    with_head(farm, second, seed=2)
-    graph = small_workflow(head=["head", 0]) | {
-        "head": node("BayesDiffLoadLaplaceHead", head_name="farm_00001_.safetensors")
-    }
+    two_heads(farm, first, second)
+    graph = small_workflow(head=["head", 0]) | {"head": node("BayesDiffLoadLaplaceHead", head_name=HEAD_FILE)}
     cluster(second, hidden)
     out, file = hidden / "out", farm.workflow(graph)
     arguments = ("--workers", 2, "--address", f"{HEAD}:{PORT}", "--save", "images,latents")
     code, said = farm.run(out, file, "--seeds", 3, "--keep-percentile", 100, *arguments)
     assert code == 0, said
-    assert said.count("Refused a worker on ") == 1 and "laplace_heads/farm_00001_.safetensors" in said
+    assert said.count("Refused a worker on ") == 1 and f"laplace_heads/{HEAD_FILE}" in said
     assert {row["host"] for row in rows(out)} == {"aaa"}, "of two the one whose name comes first"
     percentiles = [image["percentile"] for row in rows(out) for image in row["images"]]
     assert len(percentiles) == 6 and all(0 <= value <= 100 for value in percentiles)
