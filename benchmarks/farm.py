@@ -19,11 +19,11 @@ import heapq
 import os
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from bayesdiff_farm.crew import Crew, Event, connect
 from bayesdiff_farm.driver import Driver
 from bayesdiff_farm.plan import Plan, Task
@@ -63,7 +63,8 @@ def silent(*_) -> None:
 
 def pin(process: int, core: int) -> None:
     """Keep a server on one core, with all its threads."""
-    subprocess.run(["taskset", "-acp", str(core), str(process)], check=True, capture_output=True)
+    for thread in psutil.Process(process).threads():
+        os.sched_setaffinity(thread.id, {core})
 
 
 class ByHand:

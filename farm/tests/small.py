@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS, SEEDS, BATCH = 4, 6, 2
 SETTINGS = dict(seed=99, steps=STEPS, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0)
@@ -79,9 +81,12 @@ def wait_for_rows(out: Path, count: int, process: subprocess.Popen) -> None:
 
 def servers(out: Path) -> dict[int, int]:
     """ComfyUI processes of a run, with the process of the worker that each was started by."""
-    said = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
-    found = [line.split(None, 2) for line in said.splitlines() if str(out) in line and "main.py" in line]
-    return {int(pid): int(parent) for pid, parent, _ in found}
+    found = {}
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if "main.py" in command and str(out) in command:
+            found[process.pid] = process.info["ppid"]
+    return found
 
 
 def wait_until_gone(out: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 from bayesdiff_farm.server import Server
 from PIL import Image
@@ -44,21 +45,11 @@ def assert_same(out: Path, reference: Path, again: bool = False) -> None:
     assert kept(out) == kept(reference)
 
 
-def listening(pids: set[int]) -> list[str]:
-    """Addresses that some processes listen on."""
-    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True).stdout.splitlines()
-    return [line.split()[3] for line in lines if {int(pid) for pid in re.findall(r"pid=(\d+)", line)} & pids]
-
-
-def descendants(pid: int) -> set[int]:
-    pairs = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.split()[2:]
-    children: dict[int, list[int]] = {}
-    for child, parent in zip(pairs[::2], pairs[1::2]):
-        children.setdefault(int(parent), []).append(int(child))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return set(found)
+def listening(pid: int) -> list[str]:
+    """Addresses that a process and its descendants listen on."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    found = [connection for process in family for connection in process.net_connections("inet")]
+    return [connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN]
 
 
 def test_what_is_kept_is_the_best_with_all_that_belongs_to_it(reference):
@@ -97,8 +88,8 @@ def test_two_workers_of_which_one_is_killed_and_one_loses_its_server(farm, refer
     process = farm.start(out, farm.workflow(small_workflow()), *arguments)
     wait_for_rows(out, 1, process)
     assert len(servers(out)) == 2
-    addresses = listening(descendants(process.pid))
-    assert len(addresses) > 4 and all("127.0.0.1" in address for address in addresses), addresses
+    addresses = listening(process.pid)
+    assert len(addresses) > 4 and all(address.endswith("127.0.0.1") for address in addresses), addresses
     first, second = servers(out).items()
     os.kill(first[1], signal.SIGKILL)  # the worker: its server goes with it
     wait_for_rows(out, 2, process)
