@@ -163,14 +163,16 @@ def with_batch(rows: torch.Tensor) -> torch.Tensor:
 
 
 def by_image(rows: torch.Tensor, images: int) -> torch.Tensor:
-    """Tokens of images, ``(images, tokens, width)``, of a linear layer's rows ``(images * frames, tokens, width)``.
+    """Tokens of images, ``(images, tokens, width)``, of a linear layer's rows that stand beside each other.
 
-    Cosmos has the frames of a clip beside each other, as if they were a batch. Any other tensor stays as it is.
+    Cosmos has the frames of a clip beside each other, as if they were a batch, and SeedVR 2 all tokens:
+    ``(images * frames, tokens, width)`` or ``(images * tokens, width)``. Any other tensor stays as it is.
     """
-    rows = with_batch(rows)
+    flat = rows.ndim == 2 and len(rows) % images == 0
+    rows = rows.reshape(images, -1, rows.shape[-1]) if flat else with_batch(rows)
     if rows.ndim != 3 or len(rows) <= images or len(rows) % images:
         return rows
-    return rows.unflatten(0, (images, -1)).flatten(1, 2)
+    return rows.reshape(images, -1, rows.shape[-1])
 
 
 def end_of_image(output: torch.Tensor, returned: torch.Tensor, count: int) -> slice | None:
