@@ -12,13 +12,11 @@ COMFYUI_PATH. ``--docs`` writes the table of docs/families.md, with a column for
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import in_process
 
 in_process.import_host_and_pack()
-sys.path.remove(str(Path(__file__).resolve().parent))  # else this file would hide the tool of its name
 
 import comfy.supported_models as supported  # noqa: E402
 import comfyui_version  # noqa: E402
