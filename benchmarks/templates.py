@@ -36,16 +36,16 @@ from bayesdiff.nodes.map import UncertaintyMap  # noqa: E402
 from bayesdiff.nodes.mask import UncertaintyToMask  # noqa: E402
 from families import EVERY  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
-from template_files import NESTED, Current, SmallVae, small_model  # noqa: E402
+from template_files import NESTED, Current, SmallVae, family_of, small_model  # noqa: E402
 from template_graphs import Graph, Template, read_templates, unfolded  # noqa: E402
 from template_runs import (  # noqa: E402
     UNCERTAINTY,
     Failed,
-    families_of,
     forget,
     kept,
     made_small,
     missing_nodes,
+    model_files,
     prepare_host,
     run_graph,
     samplers_of,
@@ -90,6 +90,11 @@ def fault(latent: dict, expected: dict, uncertainty, vae) -> tuple[str, str]:
     return RIGHT, ""
 
 
+def families_of(graph: Graph) -> list[str]:
+    """Families of the models that a graph loads, ``?`` for a file of none that is known."""
+    return list(dict.fromkeys(family_of(file) or f"? ({file})" for file in model_files(graph)))
+
+
 def rows_of(template: Template) -> Iterator[dict]:
     """One row for each sampler of a template; none where it samples no picture here."""
     graph = unfolded(template.saved)
@@ -123,7 +128,7 @@ def rows_of(template: Template) -> Iterator[dict]:
 
 def compared(graph: Graph, kinds: dict[str, str], about: dict, all_of) -> Iterator[dict]:
     """Rows of a graph that this host can run."""
-    Current.family = families_of(graph)[0]
+    Current.file = model_files(graph)[0]
     links = {name: [name, 0] for name in kinds}
     try:
         expected = run_graph(kept(graph, links))
@@ -144,7 +149,7 @@ def compared(graph: Graph, kinds: dict[str, str], about: dict, all_of) -> Iterat
         said = failed.error == "ValueError" and failed.text.startswith("Expected")
         yield from all_of(REFUSED if said else WRONG, f"{failed.kind}: {failed.text}")
         return
-    vae = SmallVae(small_model(next(file for _, file in Current.models)))
+    vae = SmallVae(small_model(Current.file))
     for name, kind in kinds.items():
         ours, stock, uncertainties = found[name], expected[name], found[f"{name} uncertainty"]
         each = [fault(*parts, vae) for parts in zip(ours, stock, uncertainties, strict=True)]

@@ -1,4 +1,4 @@
-"""What stands for the files that templates name: small models, text encoders and VAEs with random weights, and pictures.
+"""What stands for files that templates name: small models, text encoders and VAEs with random weights, and pictures.
 
 Each takes the place of the host's node of its name, so that a template's graph stays as it is.
 """
@@ -138,27 +138,27 @@ class SmallVae:
 
 
 class Current:
-    """What the graph at hand is about: the model that was loaded first decides how text and pictures are encoded."""
+    """What the graph at hand is about: the first of its models decides how text and pictures are encoded.
 
-    family = "SD1"
+    Attributes:
+        file: of that model.
+        models: those that were loaded, by their files.
+    """
+
+    file = ""
     models: dict = {}  # noqa: RUF012
 
 
 def small_model(file: str):
     """A small model of the file's family, whose weights differ from those of other files."""
-    key = family_of(file), file
-    if key not in Current.models:
-        model = EVERY[key[0]].build()
+    if file not in Current.models:
+        model = EVERY[family_of(file)].build()
         generator = seed_of(file)
         with torch.no_grad():
             for parameter in model.model.diffusion_model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-        Current.models[key] = model
-    return Current.models[key]
-
-
-def current_model():
-    return next(iter(Current.models.values()), None) or small_model("v1-5")
+        Current.models[file] = model
+    return Current.models[file]
 
 
 def changed(model, file: str, strength: float):
@@ -169,7 +169,7 @@ def changed(model, file: str, strength: float):
             down, up = (
                 torch.randn(*size, generator=generator) for size in ((2, weight.shape[1]), (weight.shape[0], 2))
             )
-            patches[f"diffusion_model.{name}"] = ("diff", (0.02 * weight.std() * (up @ down),))
+            patches[f"diffusion_model.{name}"] = ("diff", (0.01 * weight.shape[1] ** -0.5 * (up @ down),))
     clone = model.clone()
     clone.add_patches(patches, strength)
     return clone
@@ -219,7 +219,7 @@ def sound() -> dict:
 
 
 def clip_of(**_):
-    return (SmallClip(EVERY[Current.family]),)
+    return (SmallClip(EVERY[family_of(Current.file)]),)
 
 
 def register() -> None:
@@ -243,7 +243,7 @@ def register() -> None:
             lambda ckpt_name: (small_model(ckpt_name), SmallVision(), SmallVae(small_model(ckpt_name))),
             ckpt_name=text,
         ),
-        "VAELoader": stand_in(("VAE",), lambda: (SmallVae(current_model()),)),
+        "VAELoader": stand_in(("VAE",), lambda: (SmallVae(small_model(Current.file)),)),
         "CLIPVisionLoader": stand_in(("CLIP_VISION",), lambda: (SmallVision(),)),
         "LoraLoader": stand_in(("MODEL", "CLIP"), apply_lora, **lora),
         "LoraLoaderModelOnly": stand_in(("MODEL",), lambda **given: apply_lora(**given)[:1], **lora),
@@ -254,6 +254,16 @@ def register() -> None:
         "LoadImageMask": stand_in(("MASK",), lambda: ((picture("mask")[..., 0] > 0.5).float(),)),
         "LoadAudio": stand_in(("AUDIO",), lambda: (sound(),)),
         "GetVideoComponents": stand_in(("IMAGE", "AUDIO", "FLOAT"), lambda: (picture("clip", FRAMES), sound(), 16.0)),
+        # What a ControlNet in a file of its own would add is left out.
+        "ModelPatchLoader": stand_in(("MODEL_PATCH",), lambda: (None,)),
+        "QwenImageDiffsynthControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "ZImageFunControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "USOStyleReference": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "ControlNetLoader": stand_in(("CONTROL_NET",), lambda: (None,)),
+        "ControlNetApplyAdvanced": stand_in(
+            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
+            negative="CONDITIONING",
+        ),
         "UpscaleModelLoader": stand_in(("UPSCALE_MODEL",), lambda: (None,)),
         "ImageUpscaleWithModel": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
         "FluxKontextImageScale": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import nodes
 
 MUTED, BYPASSED = 2, 4
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+# A choice that brings inputs of its own.
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 # Ends of a subgraph, as links name them.
 INSIDE, OUTSIDE = -10, -20
@@ -45,27 +46,27 @@ def is_link(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
-def schema_names(kind: str) -> Iterator[str]:
-    """Names of a node's widgets, in order, as the host at hand declares them."""
-    declared = nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES() if kind in nodes.NODE_CLASS_MAPPINGS else {}
-    for part in ("required", "optional"):
-        for name, (of, *options) in ((name, tuple(spec)) for name, spec in declared.get(part, {}).items()):
-            hidden = bool(options and options[0].get("forceInput"))
-            if not hidden and (isinstance(of, list) or of in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")):
-                yield name
+def take(values: list) -> Any:
+    """The next value of a widget; the page saves how a seed goes on behind the seed."""
+    value = values.pop(0)
+    if values and isinstance(values[0], str) and values[0] in CONTROLS:
+        values.pop(0)
+    return value
 
 
-def paired(names: list[str], values: list) -> tuple[dict[str, Any], int]:
-    """Widgets with their values, and how many values were read; the page saves how a seed goes on behind the seed."""
-    found, place = {}, 0
-    for name in names:
-        if place >= len(values):
-            break
-        found[name] = values[place]
-        place += 1
-        if place < len(values) and isinstance(values[place], str) and values[place] in CONTROLS:
-            place += 1
-    return found, place
+def by_schema(declared: dict, values: list, prefix: str = "") -> dict[str, Any]:
+    """Values of widgets in the order in which the host at hand declares them; takes what it reads off the list."""
+    found: dict[str, Any] = {}
+    for name, spec in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+        of, options = spec[0], spec[1] if len(spec) > 1 else {}
+        is_widget = isinstance(of, list) or of in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
+        if not values or not is_widget or options.get("forceInput"):
+            continue
+        found[prefix + name] = value = take(values)
+        if of == DYNAMIC:
+            chosen = next((option for option in options["options"] if option["key"] == value), {})
+            found |= by_schema(chosen.get("inputs", {}), values, f"{prefix}{name}.")
+    return found
 
 
 def widget_values(node: dict) -> dict[str, Any]:
@@ -73,11 +74,12 @@ def widget_values(node: dict) -> dict[str, Any]:
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return values
-    saved = [entry["widget"]["name"] for entry in node.get("inputs", []) if entry.get("widget")]
-    found, read = paired(saved, values)
-    if read == len(values):
+    left = list(values)
+    names = [entry["widget"]["name"] for entry in node.get("inputs", []) if entry.get("widget")]
+    found = {name: take(left) for name in names if left}
+    if not left or node["type"] not in nodes.NODE_CLASS_MAPPINGS:
         return found
-    return paired(list(schema_names(node["type"])), values)[0]
+    return by_schema(nodes.NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES(), list(values))
 
 
 class Scope:

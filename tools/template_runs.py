@@ -12,7 +12,7 @@ import torch
 from bayesdiff import comfy_entrypoint
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.latents import empty_latent
-from template_files import Current, family_of, register
+from template_files import Current, register
 from template_graphs import SAMPLERS, Graph, is_link
 
 # Small sizes for whatever decides about them.
@@ -170,15 +170,14 @@ def missing_nodes(graph: Graph) -> list[str]:
     return sorted({node["class_type"] for node in graph.values()} - nodes.NODE_CLASS_MAPPINGS.keys())
 
 
-def families_of(graph: Graph) -> list[str]:
-    """Families of the models that a graph loads, ``?`` for a file of none that is known."""
-    files = [
+def model_files(graph: Graph) -> list[str]:
+    """Files of the models that a graph loads."""
+    return [
         str(node["inputs"][name])
         for node in graph.values()
         for name in ("unet_name", "ckpt_name")
         if name in node["inputs"]
     ]
-    return list(dict.fromkeys(family_of(file) or f"? ({file})" for file in files))
 
 
 def kept(graph: Graph, links: dict[str, list]) -> Graph:
