@@ -24,7 +24,7 @@ FAMILY_OF = [
     (r"fill", "Flux Fill"), (r"schnell", "Flux schnell"), (r"ovis", ""), (r"canny-dev", "Flux"), (r"pid_", "PiD"),
     (r"flux", "Flux"), (r"wan_animate_2", "Wan animate 2"), (r"scail_2", "Wan SCAIL 2"), (r"scail", "Wan SCAIL"),
     (r"wan.*animate", "Wan animate"), (r"dancer", "Wan dancer"), (r"humo", "Wan HuMo"), (r"s2v", "Wan sound"),
-    (r"vace|bernini", "Wan VACE"), (r"fun_control_5B|ti2v_5B|fun_inpaint_5B", "Wan 2.2 5B"),
+    (r"vace", "Wan VACE"), (r"fun_control_5B|ti2v_5B|fun_inpaint_5B", "Wan 2.2 5B"),
     (r"wan2\.1_fun_camera", "Wan camera"), (r"wan2\.2_fun_camera", "Wan 2.2 camera"), (r"fun_control", "Wan Fun control"),
     (r"fun_inp|i2v.*14B|flf2v|ATI|WanMove|chrono", "Wan image"), (r"causal", "Wan causal"), (r"wan", "Wan"),
     (r"seedvr2", "SeedVR 2"), (r"anima", "Anima"), (r"sd_xl_refiner", "SDXL refiner"), (r"sd_xl|xl_turbo", "SDXL"),
@@ -260,6 +260,10 @@ def register() -> None:
         "ZImageFunControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
         "USOStyleReference": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
         "ControlNetLoader": stand_in(("CONTROL_NET",), lambda: (None,)),
+        "ControlNetInpaintingAliMamaApply": stand_in(
+            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
+            negative="CONDITIONING",
+        ),
         "ControlNetApplyAdvanced": stand_in(
             ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
             negative="CONDITIONING",

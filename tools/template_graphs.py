@@ -13,6 +13,7 @@ MUTED, BYPASSED = 2, 4
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 # A choice that brings inputs of its own.
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 # Ends of a subgraph, as links name them.
 INSIDE, OUTSIDE = -10, -20
@@ -59,7 +60,7 @@ def by_schema(declared: dict, values: list, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, spec in {**declared.get("required", {}), **declared.get("optional", {})}.items():
         of, options = spec[0], spec[1] if len(spec) > 1 else {}
-        is_widget = isinstance(of, list) or of in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
+        is_widget = isinstance(of, list) or of in WIDGETS
         if not values or not is_widget or options.get("forceInput"):
             continue
         found[prefix + name] = value = take(values)
@@ -141,7 +142,9 @@ class Scope:
             shown = node.get("properties", {}).get("proxyWidgets") or []
             values = node.get("widgets_values") or []
             own = dict(zip((tuple(map(str, entry[:2])) for entry in shown), values if isinstance(values, list) else []))
-            named = {} if shown else widget_values(node)
+            widgets = [entry["name"] for entry in saved.get("inputs", []) if entry["type"] in WIDGETS]
+            fits = not shown and isinstance(values, list) and len(widgets) == len(values)
+            named = dict(zip(widgets, values)) if fits else {} if shown else widget_values(node)
             by_name = {entry["name"]: entry for entry in node.get("inputs", [])}
             inputs = []
             for entry in saved.get("inputs", []):
