@@ -32,11 +32,11 @@ in_process.import_host_and_pack()
 
 import comfyui_version  # noqa: E402
 import torch  # noqa: E402
+from bayesdiff.host.nested import parts_of  # noqa: E402
 from bayesdiff.nodes.map import UncertaintyMap  # noqa: E402
 from bayesdiff.nodes.mask import UncertaintyToMask  # noqa: E402
-from families import EVERY  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
-from template_files import NESTED, Current, SmallVae, family_of, small_model  # noqa: E402
+from template_files import KNOWN, Current, SmallVae, family_of  # noqa: E402
 from template_graphs import Graph, Template, read_templates, unfolded  # noqa: E402
 from template_runs import (  # noqa: E402
     UNCERTAINTY,
@@ -74,17 +74,18 @@ def download(folder: Path) -> Path:
 def fault(latent: dict, expected: dict, uncertainty, vae) -> tuple[str, str]:
     """Status of one run of a sampler, and why."""
     ours, stock = latent["samples"], expected["samples"]
-    if not torch.equal(ours, stock):
+    if not all(map(torch.equal, parts_of(ours), parts_of(stock))):
         return WRONG, "the latent is not the stock sampler's"
     if uncertainty.unknown:
         return REFUSED, uncertainty.unknown
-    if uncertainty.variance.shape != stock.shape or not uncertainty.variance.isfinite().all():
-        return WRONG, f"a variance of shape {tuple(uncertainty.variance.shape)}, or not finite"
+    for part, latent_part in zip(uncertainty.parts, parts_of(stock), strict=True):
+        if part.variance.shape != latent_part.shape or not part.variance.isfinite().all():
+            return WRONG, f"a variance of shape {tuple(part.variance.shape)}, or not finite"
     if uncertainty.cost > MOST_CALLS:
         return WRONG, f"{uncertainty.cost:.2f} times the network calls"
     mask = UncertaintyToMask.execute(uncertainty, 0.2, 0, 0.0)[0]
     maps = UncertaintyMap.execute(uncertainty, vae, "each image", 0.8).args[2]
-    planes = len(stock) * uncertainty.frames
+    planes = len(parts_of(stock)[0]) * uncertainty.frames
     if len(mask) != planes or mask.shape[1:] != maps.shape[1:] or len(maps) != planes or not maps.isfinite().all():
         return WRONG, f"a mask of {tuple(mask.shape)} and a map of {tuple(maps.shape)} for {planes} planes"
     return RIGHT, ""
@@ -114,11 +115,8 @@ def rows_of(template: Template) -> Iterator[dict]:
         for kind in kinds.values():
             yield about | {"sampler": kind, "status": status, "why": why}
 
-    unknown = [family for family in families if family not in EVERY and family not in NESTED]
-    nested = [family for family in families if family in NESTED]
-    if nested:
-        yield from all_of(UNBUILT, f"nested latents ({', '.join(nested)})")
-    elif lacking or unknown:
+    unknown = [family for family in families if family not in KNOWN]
+    if lacking or unknown:
         yield from all_of(NOT_HERE, ", ".join([*lacking, *unknown]))
     elif not families:
         yield from all_of(UNBUILT, "no model is loaded by a node that is known")
@@ -149,12 +147,12 @@ def compared(graph: Graph, kinds: dict[str, str], about: dict, all_of) -> Iterat
         said = failed.error == "ValueError" and failed.text.startswith("Expected")
         yield from all_of(REFUSED if said else WRONG, f"{failed.kind}: {failed.text}")
         return
-    vae = SmallVae(small_model(Current.file))
+    vae = SmallVae(Current.file)
     for name, kind in kinds.items():
         ours, stock, uncertainties = found[name], expected[name], found[f"{name} uncertainty"]
         each = [fault(*parts, vae) for parts in zip(ours, stock, uncertainties, strict=True)]
         status, why = next((one for one in each if one[0] != RIGHT), each[0])
-        scores, images = found[f"{name} scores"], sum(len(latent["samples"]) for latent in stock)
+        scores, images = found[f"{name} scores"], sum(len(parts_of(latent["samples"])[0]) for latent in stock)
         if status == RIGHT and (len(scores) != images or not torch.tensor(scores).isfinite().all()):
             status, why = WRONG, f"{len(scores)} scores of {images} images, or not finite"
         stage = {"stage": "carried" if before[name] else ""}

@@ -27,7 +27,7 @@ class Family:
     """How to build a small model of a family.
 
     Attributes:
-        config: name of the class of the host's ``supported_models`` that knows the family.
+        config: the host's class that knows the family, or its name in ``supported_models``.
         options: arguments of its network.
         path: where its last layer is.
         latent: shape of a latent.
@@ -39,7 +39,7 @@ class Family:
         weights: what the host wants to read from a file before it builds the model.
     """
 
-    config: str
+    config: str | type
     options: dict
     path: str
     latent: tuple[int, ...]
@@ -59,7 +59,8 @@ class Family:
 
     def build(self) -> comfy.model_patcher.ModelPatcher:
         options = self.network_options()
-        config = getattr(supported, self.config)(dict(options))
+        kind = getattr(supported, self.config) if isinstance(self.config, str) else self.config
+        config = kind(dict(options))
         config.unet_config = options  # the class would add settings of the full-sized model
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model(dict(self.weights), "", device=torch.device("cpu"))
@@ -71,8 +72,8 @@ class Family:
                 scale = max(parameter.shape[-1], 4) ** -0.5 if parameter.ndim else 1.0
                 parameter.copy_(1 + 0.1 * noise if is_gain else noise * scale)
             for name, buffer in model.diffusion_model.named_buffers():
-                if name.endswith("_conditioning"):  # prompts that the network brings itself
-                    buffer.normal_(generator=generator)
+                if name.endswith(("_conditioning", "inv_freq")):  # what only a file fills
+                    buffer.uniform_(0.01, 1.0, generator=generator)
         device = comfy.model_management.get_torch_device()
         return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
 

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from bayesdiff.host.latents import latent_grid
 from families import EVERY
 from family import Family
+from sounding import SOUNDING
 
 # By the name of a model's file, the first that fits: the family, or "" for one that this host does not know.
 FAMILY_OF = [
-    (r"minimax_?h3|fasth3", "MiniMax H3"), (r"ltx-?2", "LTX 2"), (r"ltx-video", "LTXV"), (r"qwen_image_2\.1", ""),
+    (r"minimax_?h3|fasth3", "MiniMax H3"), (r"ltx-?2", "LTX-2"), (r"ltx-video", "LTXV"), (r"qwen_image_2\.1", ""),
     (r"qwen|firered", "Qwen-Image"), (r"z_image", "Z-Image"), (r"krea2", "Krea 2"),
     (r"flux3|moss_image|ming_image|fibo2|marigold|capybara", ""), (r"flux-?2", "Flux 2"),
     (r"fill", "Flux Fill"), (r"schnell", "Flux schnell"), (r"ovis", ""), (r"canny-dev", "Flux"), (r"pid_", "PiD"),
@@ -36,7 +37,7 @@ FAMILY_OF = [
     (r"kandinsky5", "Kandinsky 5"), (r"omnigen2", "OmniGen 2"), (r"joy", "JoyImage"), (r"svd", "Stable Video Diffusion"),
     (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
 ]  # fmt: skip
-NESTED = ("MiniMax H3", "LTX 2")
+KNOWN = EVERY | SOUNDING
 LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "ImageOnlyCheckpointLoader")
 SIDE, FRAMES = 128, 9
 # Of pictures that a node makes larger than small ones before it encodes them.
@@ -84,9 +85,10 @@ class SmallClip:
 class SmallVae:
     """Averages pixels into cells and mixes their colours into as many channels as a model's latents have."""
 
-    def __init__(self, model):
+    def __init__(self, file: str):
+        model = small_model(file)
         latent_format, grid = model.model.latent_format, latent_grid(model)
-        self.latent_channels = latent_format.latent_channels
+        self.latent_channels = KNOWN[family_of(file)].latent[1]
         self.video, self.pixels, self.frames = latent_format.latent_dimensions == 3, grid.pixels, grid.frames
         self.latent_dim = latent_format.latent_dimensions
         self.mix = torch.randn(self.latent_channels, 3, generator=seed_of("vae"))
@@ -111,6 +113,8 @@ class SmallVae:
         pass
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.ndim == 3:  # a sound
+            return torch.randn(1, 32, 2, 4, generator=seed_of("sound"))
         clip = self.video and pixels.ndim == 4
         planes = pixels[..., :3].reshape(-1, *pixels.shape[-3:-1], 3).movedim(-1, 1).float()
         shrink = min(1.0, LARGEST / max(planes.shape[-2:]))
@@ -137,6 +141,22 @@ class SmallVae:
         return self.encode(pixels)
 
 
+class SmallSoundVae:
+    """Makes sounds of the shape that LTX-2 wants."""
+
+    latent_channels, latent_frequency_bins = 8, 16
+
+    @property
+    def first_stage_model(self) -> SmallSoundVae:
+        return self
+
+    def num_of_latents_from_frames(self, frames: int, rate: float) -> int:
+        return frames
+
+    def encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        return torch.randn(1, self.latent_channels, FRAMES, self.latent_frequency_bins, generator=seed_of("sound"))
+
+
 class Current:
     """What the graph at hand is about: the first of its models decides how text and pictures are encoded.
 
@@ -152,7 +172,7 @@ class Current:
 def small_model(file: str):
     """A small model of the file's family, whose weights differ from those of other files."""
     if file not in Current.models:
-        model = EVERY[family_of(file)].build()
+        model = KNOWN[family_of(file)].build()
         generator = seed_of(file)
         with torch.no_grad():
             for parameter in model.model.diffusion_model.parameters():
@@ -219,7 +239,18 @@ def sound() -> dict:
 
 
 def clip_of(**_):
-    return (SmallClip(EVERY[family_of(Current.file)]),)
+    return (SmallClip(KNOWN[family_of(Current.file)]),)
+
+
+def vae_of(vae_name: str = "") -> tuple:
+    return (SmallSoundVae() if "audio" in vae_name else SmallVae(Current.file),)
+
+
+def enlarge(samples: dict) -> tuple[dict]:
+    """A clip of twice the height and width."""
+    latent = samples["samples"]
+    sides = (latent.shape[2], *(2 * side for side in latent.shape[3:]))
+    return (samples | {"samples": F.interpolate(latent, sides, mode="trilinear")},)
 
 
 def register() -> None:
@@ -235,15 +266,15 @@ def register() -> None:
         "UNETLoader": stand_in(("MODEL",), lambda unet_name: (small_model(unet_name),), unet_name=text),
         "CheckpointLoaderSimple": stand_in(
             ("MODEL", "CLIP", "VAE"),
-            lambda ckpt_name: (small_model(ckpt_name), *clip_of(), SmallVae(small_model(ckpt_name))),
+            lambda ckpt_name: (small_model(ckpt_name), *clip_of(), SmallVae(ckpt_name)),
             ckpt_name=text,
         ),
         "ImageOnlyCheckpointLoader": stand_in(
             ("MODEL", "CLIP_VISION", "VAE"),
-            lambda ckpt_name: (small_model(ckpt_name), SmallVision(), SmallVae(small_model(ckpt_name))),
+            lambda ckpt_name: (small_model(ckpt_name), SmallVision(), SmallVae(ckpt_name)),
             ckpt_name=text,
         ),
-        "VAELoader": stand_in(("VAE",), lambda: (SmallVae(small_model(Current.file)),)),
+        "VAELoader": stand_in(("VAE",), vae_of, vae_name=text),
         "CLIPVisionLoader": stand_in(("CLIP_VISION",), lambda: (SmallVision(),)),
         "LoraLoader": stand_in(("MODEL", "CLIP"), apply_lora, **lora),
         "LoraLoaderModelOnly": stand_in(("MODEL",), lambda **given: apply_lora(**given)[:1], **lora),
@@ -268,6 +299,9 @@ def register() -> None:
             ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
             negative="CONDITIONING",
         ),
+        "LTXVAudioVAELoader": stand_in(("VAE",), lambda: (SmallSoundVae(),)),
+        "LatentUpscaleModelLoader": stand_in(("LATENT_UPSCALE_MODEL",), lambda: (None,)),
+        "LTXVLatentUpsampler": stand_in(("LATENT",), enlarge, samples="LATENT"),
         "UpscaleModelLoader": stand_in(("UPSCALE_MODEL",), lambda: (None,)),
         "ImageUpscaleWithModel": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
         "FluxKontextImageScale": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),

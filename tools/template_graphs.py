@@ -13,7 +13,7 @@ MUTED, BYPASSED = 2, 4
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 # A choice that brings inputs of its own.
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 # Ends of a subgraph, as links name them.
 INSIDE, OUTSIDE = -10, -20
@@ -60,7 +60,7 @@ def by_schema(declared: dict, values: list, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, spec in {**declared.get("required", {}), **declared.get("optional", {})}.items():
         of, options = spec[0], spec[1] if len(spec) > 1 else {}
-        is_widget = isinstance(of, list) or of in WIDGETS
+        is_widget = isinstance(of, list) or set(of.split(",")) <= WIDGETS
         if not values or not is_widget or options.get("forceInput"):
             continue
         found[prefix + name] = value = take(values)

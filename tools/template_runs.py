@@ -12,6 +12,7 @@ import torch
 from bayesdiff import comfy_entrypoint
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.latents import empty_latent
+from bayesdiff.host.nested import by_part
 from template_files import Current, register
 from template_graphs import SAMPLERS, Graph, is_link
 
@@ -63,8 +64,8 @@ class SmallHead:
         return {"required": given, "optional": {"negative": ("CONDITIONING",)}}
 
     def run(self, model, positive, latent, negative=None):
-        shape = empty_latent(model, latent).shape
-        data = as_examples(torch.randn(shape, generator=torch.Generator().manual_seed(0)), positive)
+        generator, empty = torch.Generator().manual_seed(0), empty_latent(model, latent)
+        data = as_examples(by_part(lambda part: torch.randn(part.shape, generator=generator), empty), positive)
         cfg = 1.0 if negative is None else 3.0
         return (fit_head(model, data, negative or positive, FitSettings(cfg, 2, own_images=1, steps=2)),)
 
