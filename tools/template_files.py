@@ -26,7 +26,8 @@ FAMILY_OF = [
     (r"flux", "Flux"), (r"wan_animate_2", "Wan animate 2"), (r"scail_2", "Wan SCAIL 2"), (r"scail", "Wan SCAIL"),
     (r"wan.*animate", "Wan animate"), (r"dancer", "Wan dancer"), (r"humo", "Wan HuMo"), (r"s2v", "Wan sound"),
     (r"vace", "Wan VACE"), (r"fun_control_5B|ti2v_5B|fun_inpaint_5B", "Wan 2.2 5B"),
-    (r"wan2\.1_fun_camera", "Wan camera"), (r"wan2\.2_fun_camera", "Wan 2.2 camera"), (r"fun_control", "Wan Fun control"),
+    (r"wan2\.1_fun_camera", "Wan camera"), (r"wan2\.2_fun_camera", "Wan 2.2 camera"),
+    (r"fun_control", "Wan Fun control"),
     (r"fun_inp|i2v.*14B|flf2v|ATI|WanMove|chrono", "Wan image"), (r"causal", "Wan causal"), (r"wan", "Wan"),
     (r"seedvr2", "SeedVR 2"), (r"anima", "Anima"), (r"sd_xl_refiner", "SDXL refiner"), (r"sd_xl|xl_turbo", "SDXL"),
     (r"sd3", "SD3"), (r"lotus", "Lotus-D"), (r"netayume|lumina|newbie", "Lumina 2"), (r"mage_flow", "Mage-Flow"),
@@ -34,14 +35,14 @@ FAMILY_OF = [
     (r"ideogram4", "Ideogram 4"), (r"hidream_o1", "HiDream-O1"), (r"hidream", "HiDream"), (r"pixeldit", "PixelDiT"),
     (r"radiance", "Chroma Radiance"), (r"chroma", "Chroma"), (r"ernie", "ERNIE-Image"), (r"lens", "Lens"),
     (r"longcat", "LongCat-Image"), (r"boogu", "Boogu"), (r"kandinsky5.*t2i|kandinsky5.*i2i", "Kandinsky 5 of images"),
-    (r"kandinsky5", "Kandinsky 5"), (r"omnigen2", "OmniGen 2"), (r"joy", "JoyImage"), (r"svd", "Stable Video Diffusion"),
-    (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
+    (r"kandinsky5", "Kandinsky 5"), (r"omnigen2", "OmniGen 2"), (r"joy", "JoyImage"),
+    (r"svd", "Stable Video Diffusion"), (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
 ]  # fmt: skip
 KNOWN = EVERY | SOUNDING
 LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "ImageOnlyCheckpointLoader")
 SIDE, FRAMES = 128, 9
-# Of pictures that a node makes larger than small ones before it encodes them.
-LARGEST = 160
+# Pictures that a node enlarges beyond the first before it encodes them are encoded at the second.
+LARGEST, SMALLER = 512, 160
 
 
 def family_of(file: str) -> str:
@@ -89,17 +90,17 @@ class SmallVae:
         model = small_model(file)
         latent_format, grid = model.model.latent_format, latent_grid(model)
         self.latent_channels = KNOWN[family_of(file)].latent[1]
-        self.video, self.pixels, self.frames = latent_format.latent_dimensions == 3, grid.pixels, grid.frames
+        self.video, self.pixels, self.grid = latent_format.latent_dimensions == 3, grid.pixels, grid
         self.latent_dim = latent_format.latent_dimensions
         self.mix = torch.randn(self.latent_channels, 3, generator=seed_of("vae"))
         self.device, self.vae_dtype, self.output_channels = torch.device("cpu"), torch.float32, 3
         self.first_stage_model, self.patcher = torch.nn.Identity(), model
-        self.downscale_index_formula = (self.frames, self.pixels, self.pixels) if self.video else None
+        self.downscale_index_formula = (grid.frames, self.pixels, self.pixels) if self.video else None
         self.downscale_ratio = self.upscale_ratio = self.pixels
         if self.video:
             sides = self.pixels, self.pixels
-            self.downscale_ratio = (lambda frames: (frames - 1) // self.frames + 1, *sides)
-            self.upscale_ratio = (lambda cells: max(0, (cells - 1) * self.frames + 1), *sides)
+            self.downscale_ratio = (lambda frames: int(grid.cells_of(frames)[-1]) + 1, *sides)
+            self.upscale_ratio = (grid.frames_of, *sides)
 
     def spacial_compression_encode(self) -> int:
         return self.pixels
@@ -107,7 +108,7 @@ class SmallVae:
     spacial_compression_decode = spacial_compression_encode
 
     def temporal_compression_decode(self) -> int | None:
-        return self.frames if self.video else None
+        return self.grid.frames if self.video else None
 
     def throw_exception_if_invalid(self) -> None:
         pass
@@ -117,19 +118,23 @@ class SmallVae:
             return torch.randn(1, 32, 2, 4, generator=seed_of("sound"))
         clip = self.video and pixels.ndim == 4
         planes = pixels[..., :3].reshape(-1, *pixels.shape[-3:-1], 3).movedim(-1, 1).float()
-        shrink = min(1.0, LARGEST / max(planes.shape[-2:]))
+        largest = max(planes.shape[-2:])
+        shrink = SMALLER / largest if largest > LARGEST else 1.0
         sides = [max(1, int(side * shrink) // self.pixels) for side in planes.shape[-2:]]
         cells = torch.einsum("lc,nchw->nlhw", self.mix, F.adaptive_avg_pool2d(planes, sides))
-        if clip:
-            return cells[:: self.frames].movedim(0, 1)[None]
-        return cells if not self.video else cells.unflatten(0, (len(pixels), -1))[:, :: self.frames].movedim(1, 2)
+        if not self.video:
+            return cells
+        cells = cells[None] if clip else cells.unflatten(0, (len(pixels), -1))
+        of = self.grid.cells_of(cells.shape[1]).tolist()
+        firsts = [of.index(cell) for cell in dict.fromkeys(of)]
+        return cells[:, firsts].movedim(1, 2)
 
     def decode(self, latent: torch.Tensor, **options) -> torch.Tensor:
         back = torch.linalg.pinv(self.mix)
         image = torch.einsum("cl,nl...->nc...", back, latent.float()).clamp(0, 1)
         if self.video:
-            frames = 1 + (image.shape[2] - 1) * self.frames
-            image = F.interpolate(image, (frames, *(side * self.pixels for side in image.shape[-2:])))
+            image = image[:, :, self.grid.cells_of(self.grid.frames_of(image.shape[2]))]
+            image = F.interpolate(image, scale_factor=(1, self.pixels, self.pixels))
         else:
             image = F.interpolate(image, scale_factor=self.pixels)
         return image.movedim(1, -1)
