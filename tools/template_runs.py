@@ -25,6 +25,7 @@ SIZES = {
 # Inputs by which a latent goes through a node that leaves it as it is, or only enlarges it.
 THROUGH = {"LatentUpscale": "samples", "LatentUpscaleBy": "samples", "Reroute": ""}
 TEXT = "a picture"
+GUIDES = ("keyframe_idxs", "guide_attention_entries")
 OURS = {
     "KSampler": "BayesDiffKSampler", "KSamplerAdvanced": "BayesDiffKSamplerAdvanced",
     "SamplerCustomAdvanced": "BayesDiffSamplerCustomAdvanced", "SamplerCustom": "BayesDiffSamplerCustomAdvanced",
@@ -65,9 +66,18 @@ class SmallHead:
 
     def run(self, model, positive, latent, negative=None):
         generator, empty = torch.Generator().manual_seed(0), empty_latent(model, latent)
-        data = as_examples(by_part(lambda part: torch.randn(part.shape, generator=generator), empty), positive)
+        data = as_examples(
+            by_part(lambda part: torch.randn(part.shape, generator=generator), empty), without_guides(positive)
+        )
         cfg = 1.0 if negative is None else 3.0
-        return (fit_head(model, data, negative or positive, FitSettings(cfg, 2, own_images=1, steps=2)),)
+        return (
+            fit_head(model, data, without_guides(negative or positive), FitSettings(cfg, 2, own_images=1, steps=2)),
+        )
+
+
+def without_guides(prompt: list) -> list:
+    """A prompt without guides between the frames of LTX: those want the noise mask of their own latent."""
+    return [[text, {key: value for key, value in more.items() if key not in GUIDES}] for text, more in prompt]
 
 
 class Quiet:
