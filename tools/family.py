@@ -72,7 +72,7 @@ class Family:
                 scale = max(parameter.shape[-1], 4) ** -0.5 if parameter.ndim else 1.0
                 parameter.copy_(1 + 0.1 * noise if is_gain else noise * scale)
             for name, buffer in model.diffusion_model.named_buffers():
-                if name.endswith(("_conditioning", "inv_freq")):  # what only a file fills
+                if name.endswith(("_conditioning", "inv_freq", "pos_embed")):  # what only a file fills
                     buffer.uniform_(0.01, 1.0, generator=generator)
         device = comfy.model_management.get_torch_device()
         return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
