@@ -136,11 +136,19 @@ def declared(kind: str) -> dict[str, Any]:
     return {name: spec[0] for part in ("required", "optional") for name, spec in inputs.get(part, {}).items()}
 
 
+def defaults(kind: str) -> dict[str, Any]:
+    """Values of inputs that a node got after a template was saved."""
+    inputs = nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES() if kind in nodes.NODE_CLASS_MAPPINGS else {}
+    specs = {name: spec[1] for name, spec in inputs.get("required", {}).items() if len(spec) > 1}
+    return {name: options["default"] for name, options in specs.items() if "default" in options}
+
+
 def made_small(graph: Graph) -> Graph:
     """Sizes made small, texts made plain, and nothing left that no sampler needs."""
     small = copy.deepcopy(graph)
     for node in small.values():
         types = declared(node["class_type"])
+        node["inputs"] = defaults(node["class_type"]) | node["inputs"]
         for name, value in node["inputs"].items():
             if types.get(name) == "STRING" and is_link(value):
                 node["inputs"][name] = TEXT
@@ -253,6 +261,14 @@ def with_ours(graph: Graph) -> tuple[Graph, dict[str, str | None]]:
             earlier = before[name]
             inputs["uncertainty"] = [earlier, UNCERTAINTY[found[earlier]["class_type"]]]
     return found, before
+
+
+def without_heads(graph: Graph) -> Graph:
+    """The graph with our samplers, none of which has a head."""
+    found = copy.deepcopy(graph)
+    for node in found.values():
+        node["inputs"].pop("head", None)
+    return found
 
 
 def forget() -> None:
