@@ -37,7 +37,7 @@ COMMANDS = {
     "test": "run the tests: tests/core without ComfyUI, the others with it, farm/tests; other arguments go to pytest",
     "check": "run the linter, the layers, the types, the registry's checks and those of the archive",
     "host": "create the ComfyUI that all commands use, and show how to start it by hand",
-    "bench": "run a benchmark of benchmarks/; arguments after its name go to the benchmark",
+    "bench": "run a benchmark of benchmarks/; arguments after its name go to it, but for --host (see test)",
     "workflows": "make workflows/ again from the graphs in tests/graphs/",
     "pictures": "make the figures of the docs again, except those of docs/tour.md",
 }
@@ -263,6 +263,12 @@ def main(arguments: list[str]) -> int:
     options, rest = parse(arguments)
     command, named = options.command, os.environ.get("COMFYUI_PATH")
     groups = ["test"] if command in ("bench", "test") else []
+    if command == "bench":
+        # It stands among the benchmark's own arguments.
+        host = Parser(add_help=False, allow_abbrev=False)
+        host.add_argument("--host")
+        found, options.arguments = host.parse_known_args(options.arguments)
+        named = found.host or named
     if command == "test":
         named = options.host or named
         if options.packs:

@@ -276,8 +276,15 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
     known because x0 is, is the noise of the likelihood.
 
     Raises:
-        ValueError: a cache on the model answered for the network.
+        ValueError: a cache on the model answered for the network, or the model's own latent has another shape than the one
+            that users see.
     """
+    latents = data[0].latents
+    if not latents.is_nested and model.model.process_latent_in(latents[:1]).shape != latents[:1].shape:
+        raise ValueError(
+            f"Expected a model that samples the latent which it returns, got {type(model.model).__name__}, which "
+            "shapes it anew; fit a head on the model of the stage before it."
+        )
     generator = torch.Generator().manual_seed(settings.seed)
     fits = [LayerFit(layer, settings, generator) for layer in last_layers_for_fit(model, data[0])]
     prompts = 1 if settings.cfg == 1 else 2

@@ -17,11 +17,15 @@ PATHS = (
     "out.2",  # SD1, SD2, SDXL
     "final_layer.video_out",  # MiniMax H3
     "final_layer.linear",  # SD3, Flux, Chroma, Lumina 2, PixArt, Hunyuan-DiT, Hunyuan-Video, Cosmos, HiDream, Mochi
-    "final_linear",  # AuraFlow
+    "final_linear",  # AuraFlow, ERNIE-Image
     "head.head",  # Wan
-    "norm_out.linear_2",  # OmniGen2
-    "proj_out",  # Qwen-Image, LTXV
+    "norm_out.linear_2",  # OmniGen2, Boogu
+    "proj_out",  # Qwen-Image, LTXV, CogVideoX, JoyImage, Lens, Mage-Flow
     "clf.1",  # Stable Cascade
+    "last.linear",  # Krea 2
+    "out_layer.out_layer",  # Kandinsky 5
+    "nerf_final_layer_conv.conv",  # Chroma Radiance
+    "vid_out.proj",  # SeedVR 2
 )
 # Of networks that sample a nested latent: the last layers of its other parts (sound), by that of its first (picture).
 OTHER_PATHS = {

@@ -141,7 +141,7 @@ def check_same_batch(latent: dict, uncertainty) -> None:
         )
 
 
-# Latent formats whose cells are not 8 pixels wide; newer hosts tell by themselves.
+# Latent formats whose cells are not 8 pixels wide; newer hosts tell most of these by themselves.
 PIXELS = {
     "ChromaRadiance": 1,
     "Flux2": 16,
@@ -150,6 +150,7 @@ PIXELS = {
     "LTXV": 32,
     "SC_B": 4,
     "SC_Prior": 42,
+    "SD_X4": 4,
     "Wan22": 16,
 }
 # Latent formats of which a single frame comes again after so many latent frames.
@@ -167,7 +168,7 @@ def latent_grid(model: ModelPatcher) -> LatentGrid:
     name = type(latent_format).__name__
     frames = FRAMES.get(name, 4) if latent_format.latent_dimensions == 3 else 1
     return LatentGrid(
-        pixels=getattr(latent_format, "spacial_downscale_ratio", PIXELS.get(name, 8)),
+        pixels=PIXELS.get(name) or getattr(latent_format, "spacial_downscale_ratio", 8),
         frames=getattr(latent_format, "temporal_downscale_ratio", frames),
         group=GROUPS.get(name, 0),
     )

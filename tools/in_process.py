@@ -37,7 +37,8 @@ def import_host_and_pack() -> None:
     """
     if "BAYESDIFF_COMFYUI" not in os.environ:
         raise SystemExit("Expected BAYESDIFF_COMFYUI to name a ComfyUI folder; start this with: python dev.py ...")
-    sys.path.insert(0, os.environ["BAYESDIFF_COMFYUI"])
+    # Before the folder of what is run: a benchmark may bear a tool's name.
+    sys.path[:0] = [os.environ["BAYESDIFF_COMFYUI"], str(ROOT / "tools")]
     import torch
     from comfy.cli_args import args
 

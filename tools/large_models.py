@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
-from families import FAMILIES, Family
+from families import FAMILIES
+from family import Family
 
 COMMON = dict(
     image_size=32,

@@ -1,7 +1,8 @@
 """Instant: the variance that a run shows for nothing, by what the head learned of its own model.
 
 No member is followed. gamma² of ``denoised`` at the run's own states is exact, how much ``denoised`` was yet to change
-is there to see, and the head's trend turns both into a variance, see :mod:`.trend`.
+is there to see, and the head's trend turns both into a variance, see :mod:`.trend`. A run of a single step ends in its
+prediction, whose variance needs no trend.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .base import Estimate, Estimator, NominalRun, Shown
 from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
 from .past import with_past
+from .trajectory import Trajectory
 
 UNTAUGHT = (
     "BayesDiff: this Laplace head has learned nothing of its model's images (an older version fitted it, or with no "
@@ -61,12 +63,23 @@ def variance_of(shown: Shown, untaught: bool) -> torch.Tensor:
         untaught: the head has learned nothing of any part.
     """
     trajectory, trend = shown
+    if (exact := variance_of_one_step(trajectory)) is not None:
+        return exact
     if trend is None and not untaught:
         return torch.full(trajectory.shape, torch.nan)
     evidence = read_evidence(trajectory)
     # The trend is of the clean latent.
     cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
     return with_past(spread_over_channels(cells.exp(), trajectory) * trajectory.end.signal**2, trajectory)
+
+
+def variance_of_one_step(trajectory: Trajectory) -> torch.Tensor | None:
+    """The exact variance of an image that is the run's only prediction; None of any other run."""
+    only, *more = trajectory.states
+    if more or trajectory.past is not None or trajectory.end.noise > 0 or only.variance is None or not trajectory.sized:
+        return None
+    variance, share = only.variance * trajectory.end.signal**2, trajectory.share_denoised
+    return variance if share is None else variance * share[:, None].square()
 
 
 def way(shown: Shown, index: int) -> float:

@@ -23,7 +23,7 @@ from .beside import Beside
 from .context import POST_CFG, RunContext
 from .look import Look
 from .quirks import Generators, is_compiled, restart_hooks, step_cache
-from .space import output_slope
+from .space import latent_slope, output_slope
 
 CACHED = (
     "a cache on the model answered {cached} of {steps} steps. The more it answers, the further off the size of the "
@@ -229,7 +229,7 @@ class Recorder:
             shape: of what it ended in.
 
         Raises:
-            Unknown: no latent of this shape was seen.
+            Unknown: no latent of this shape was seen, the model adds no noise, or users see it in another shape.
         """
         most = max((now.blocks for now in self.seen), default=0)
         self.seen = self.without_cached(most)
@@ -238,6 +238,16 @@ class Recorder:
             raise Unknown(
                 "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it "
                 "afterwards or samples it in parts; resize with a node of its own, and sample images one by one."
+            )
+        if self.seen[0].scales.noise == 0:  # then no step would change a deviation
+            raise Unknown(
+                "Expected a model that samples from noise, got one that adds none and turns a picture into another; "
+                "choose the quality 'ensemble' for it, which needs a Laplace head."
+            )
+        if latent_slope(self.context.guider.inner_model, self.seen[-1].x).shape != shape:
+            raise Unknown(
+                "Expected a model that samples the latent which it returns, got one that shapes it anew afterwards; "
+                "sample with it as before, and measure the stage before it."
             )
         self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
         if len(self.seen) < seen:

@@ -122,7 +122,9 @@ def uncertainty_of(
     sampled: dict, found: Found, posterior: Posterior | NoPosterior, estimator: Estimator | Ensemble
 ) -> Uncertainty:
     """What is known of a run, for the user; of a nested latent that of its first part, and with it the others."""
-    shapes = shapes_of(sampled["samples"])
+    shapes, whole = shapes_of(sampled["samples"]), packed(sampled["samples"])
+    if found.unknown and found.variance.shape != whole.shape:  # the sampler's own shape is another
+        found = nothing(whole)._replace(variance=torch.full(whole.shape, torch.nan), unknown=found.unknown)
     scales = [part.calibration and part.calibration.scale for part in posterior.parts if estimator.on_scale]
     moments = [moment.unpack(shapes) for moment in found.trajectory]
 

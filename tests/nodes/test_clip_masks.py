@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import comfy.supported_models as supported_models
 import nodes
 import pytest
 import torch
@@ -16,7 +15,8 @@ from bayesdiff.nodes.resample import Resample
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from factory import fit_own_head
-from families import FAMILIES, Family, set_up
+from families import FAMILIES, set_up
+from family import Family
 from small_models import small_video_vae
 
 STILLS = ["Qwen-Image", "Cosmos Predict 2", "Wan", "Hunyuan-Video"]
@@ -103,7 +103,7 @@ def test_a_latent_of_the_stock_inpainting_nodes_gets_its_own_masks():
 def test_an_inpainting_network_sees_the_masks_of_its_frames(monkeypatch):
     """Where the prompt holds no mask of its own, the host gives the network the noise mask."""
     inpainting = Family(
-        supported_models.WAN21_I2V, FAMILIES["Wan"].options | dict(model_type="i2v", in_dim=36), "head.head",
+        "WAN21_I2V", FAMILIES["Wan"].options | dict(model_type="i2v", in_dim=36), "head.head",
         (1, 16, 4, 8, 8), (7, 16),
     )  # fmt: skip
     model, vae, given = inpainting.build(), small_video_vae(), Given("Wan", 4)

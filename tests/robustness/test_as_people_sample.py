@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import comfy.samplers
-import comfy.supported_models as supported_models
 import latent_preview
 import nodes
 import pytest
@@ -16,7 +15,9 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from families import FAMILIES, UNET, Family
+from families import FAMILIES
+from family import Family
+from image_families import UNET
 from running import options, ours, scaled, stock
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -309,7 +310,7 @@ def test_a_family_that_adds_noise_to_the_pictures_of_its_prompt():
     from factory import fit_own_head
 
     options = UNET | dict(num_classes="sequential", adm_in_channels=1536)
-    family = Family(supported_models.SD21UnclipL, options, "out.2", (2, 4, 8, 8), (7, 16))
+    family = Family("SD21UnclipL", options, "out.2", (2, 4, 8, 8), (7, 16))
     picture = Output()
     picture["image_embeds"] = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
     model, negative = family.build(), family.conditioning(2)

@@ -1,0 +1,313 @@
+"""What stands for files that templates name: small models, text encoders and VAEs with random weights, and pictures.
+
+Each takes the place of the host's node of its name, so that a template's graph stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import defaultdict
+
+import nodes
+import torch
+import torch.nn.functional as F
+from bayesdiff.host.latents import latent_grid
+from families import EVERY
+from family import Family
+from sounding import SOUNDING
+
+# By the name of a model's file, the first that fits: the family, or "" for one that this host does not know.
+FAMILY_OF = [
+    (r"minimax_?h3|fasth3", "MiniMax H3"), (r"ltx-?2", "LTX-2"), (r"ltx-video", "LTXV"), (r"qwen_image_2\.1", ""),
+    (r"qwen|firered", "Qwen-Image"), (r"z_image", "Z-Image"), (r"krea2", "Krea 2"),
+    (r"flux3|moss_image|ming_image|fibo2|marigold|capybara", ""), (r"flux-?2", "Flux 2"),
+    (r"fill", "Flux Fill"), (r"schnell", "Flux schnell"), (r"ovis", ""), (r"canny-dev", "Flux"), (r"pid_", "PiD"),
+    (r"flux", "Flux"), (r"wan_animate_2", "Wan animate 2"), (r"scail_2", "Wan SCAIL 2"), (r"scail", "Wan SCAIL"),
+    (r"wan.*animate", "Wan animate"), (r"dancer", "Wan dancer"), (r"humo", "Wan HuMo"), (r"s2v", "Wan sound"),
+    (r"vace", "Wan VACE"), (r"fun_control_5B|ti2v_5B|fun_inpaint_5B", "Wan 2.2 5B"),
+    (r"wan2\.1_fun_camera", "Wan camera"), (r"wan2\.2_fun_camera", "Wan 2.2 camera"),
+    (r"fun_control", "Wan Fun control"),
+    (r"fun_inp|i2v.*14B|flf2v|ATI|WanMove|chrono", "Wan image"), (r"causal", "Wan causal"), (r"wan", "Wan"),
+    (r"seedvr2", "SeedVR 2"), (r"anima", "Anima"), (r"sd_xl_refiner", "SDXL refiner"), (r"sd_xl|xl_turbo", "SDXL"),
+    (r"sd3", "SD3"), (r"lotus", "Lotus-D"), (r"netayume|lumina|newbie", "Lumina 2"), (r"mage_flow", "Mage-Flow"),
+    (r"hunyuanvideo1\.5|hunyuan_video_1", "Hunyuan-Video 1.5"), (r"hunyuan_video", "Hunyuan-Video"),
+    (r"ideogram4", "Ideogram 4"), (r"hidream_o1", "HiDream-O1"), (r"hidream", "HiDream"), (r"pixeldit", "PixelDiT"),
+    (r"radiance", "Chroma Radiance"), (r"chroma", "Chroma"), (r"ernie", "ERNIE-Image"), (r"lens", "Lens"),
+    (r"longcat", "LongCat-Image"), (r"boogu", "Boogu"), (r"kandinsky5.*t2i|kandinsky5.*i2i", "Kandinsky 5 of images"),
+    (r"kandinsky5", "Kandinsky 5"), (r"omnigen2", "OmniGen 2"), (r"joy", "JoyImage"),
+    (r"svd", "Stable Video Diffusion"), (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
+]  # fmt: skip
+KNOWN = EVERY | SOUNDING
+LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "ImageOnlyCheckpointLoader")
+SIDE, FRAMES = 128, 9
+# Pictures that a node enlarges beyond the first before it encodes them are encoded at the second.
+LARGEST, SMALLER = 512, 160
+
+
+def family_of(file: str) -> str:
+    """The family that a model's file is of, "" for none that is known."""
+    return next((family for pattern, family in FAMILY_OF if re.search(pattern, file, re.IGNORECASE)), "")
+
+
+def seed_of(text: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(text.encode()))
+
+
+class SmallClip:
+    """Encodes any text as random tokens of the width that a family wants."""
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def tokenize(self, text, **options) -> dict:
+        return defaultdict(list, text=str(text))
+
+    def encode_from_tokens_scheduled(self, tokens, **options) -> list:
+        return self.family.conditioning(zlib.crc32(str(tokens.get("text")).encode()))
+
+    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
+        ((cond, extras),) = self.encode_from_tokens_scheduled(tokens)
+        pooled = extras.get("pooled_output")
+        if return_dict:
+            return {"cond": cond} | extras
+        return (cond, pooled) if return_pooled else cond
+
+    def clone(self) -> SmallClip:
+        return self
+
+    def set_tokenizer_option(self, *option) -> None:
+        pass
+
+    def clip_layer(self, number: int) -> None:
+        pass
+
+
+class SmallVae:
+    """Averages pixels into cells and mixes their colours into as many channels as a model's latents have."""
+
+    def __init__(self, file: str):
+        model = small_model(file)
+        latent_format, grid = model.model.latent_format, latent_grid(model)
+        self.latent_channels = KNOWN[family_of(file)].latent[1]
+        self.video, self.pixels, self.grid = latent_format.latent_dimensions == 3, grid.pixels, grid
+        self.latent_dim = latent_format.latent_dimensions
+        self.mix = torch.randn(self.latent_channels, 3, generator=seed_of("vae"))
+        self.device, self.vae_dtype, self.output_channels = torch.device("cpu"), torch.float32, 3
+        self.first_stage_model, self.patcher = torch.nn.Identity(), model
+        self.downscale_index_formula = (grid.frames, self.pixels, self.pixels) if self.video else None
+        self.downscale_ratio = self.upscale_ratio = self.pixels
+        if self.video:
+            sides = self.pixels, self.pixels
+            self.downscale_ratio = (lambda frames: int(grid.cells_of(frames)[-1]) + 1, *sides)
+            self.upscale_ratio = (grid.frames_of, *sides)
+
+    def spacial_compression_encode(self) -> int:
+        return self.pixels
+
+    spacial_compression_decode = spacial_compression_encode
+
+    def temporal_compression_decode(self) -> int | None:
+        return self.grid.frames if self.video else None
+
+    def throw_exception_if_invalid(self) -> None:
+        pass
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.ndim == 3:  # a sound
+            return torch.randn(1, 32, 2, 4, generator=seed_of("sound"))
+        clip = self.video and pixels.ndim == 4
+        planes = pixels[..., :3].reshape(-1, *pixels.shape[-3:-1], 3).movedim(-1, 1).float()
+        largest = max(planes.shape[-2:])
+        shrink = SMALLER / largest if largest > LARGEST else 1.0
+        sides = [max(1, int(side * shrink) // self.pixels) for side in planes.shape[-2:]]
+        cells = torch.einsum("lc,nchw->nlhw", self.mix, F.adaptive_avg_pool2d(planes, sides))
+        if not self.video:
+            return cells
+        cells = cells[None] if clip else cells.unflatten(0, (len(pixels), -1))
+        of = self.grid.cells_of(cells.shape[1]).tolist()
+        firsts = [of.index(cell) for cell in dict.fromkeys(of)]
+        return cells[:, firsts].movedim(1, 2)
+
+    def decode(self, latent: torch.Tensor, **options) -> torch.Tensor:
+        back = torch.linalg.pinv(self.mix)
+        image = torch.einsum("cl,nl...->nc...", back, latent.float()).clamp(0, 1)
+        if self.video:
+            image = image[:, :, self.grid.cells_of(self.grid.frames_of(image.shape[2]))]
+            image = F.interpolate(image, scale_factor=(1, self.pixels, self.pixels))
+        else:
+            image = F.interpolate(image, scale_factor=self.pixels)
+        return image.movedim(1, -1)
+
+    def decode_tiled(self, latent: torch.Tensor, **options) -> torch.Tensor:
+        return self.decode(latent)
+
+    def encode_tiled(self, pixels: torch.Tensor, **options) -> torch.Tensor:
+        return self.encode(pixels)
+
+
+class SmallSoundVae:
+    """Makes sounds of the shape that LTX-2 wants."""
+
+    latent_channels, latent_frequency_bins = 8, 16
+
+    @property
+    def first_stage_model(self) -> SmallSoundVae:
+        return self
+
+    def num_of_latents_from_frames(self, frames: int, rate: float) -> int:
+        return frames
+
+    def encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        return torch.randn(1, self.latent_channels, FRAMES, self.latent_frequency_bins, generator=seed_of("sound"))
+
+
+class Current:
+    """What the graph at hand is about: the first of its models decides how text and pictures are encoded.
+
+    Attributes:
+        file: of that model.
+        models: those that were loaded, by their files.
+    """
+
+    file = ""
+    models: dict = {}  # noqa: RUF012
+
+
+def small_model(file: str):
+    """A small model of the file's family, whose weights differ from those of other files."""
+    if file not in Current.models:
+        model = KNOWN[family_of(file)].build()
+        generator = seed_of(file)
+        with torch.no_grad():
+            for parameter in model.model.diffusion_model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        Current.models[file] = model
+    return Current.models[file]
+
+
+def changed(model, file: str, strength: float):
+    """A clone with a random change of low rank, as a LoRA makes."""
+    generator, patches = seed_of(file), {}
+    for name, weight in model.model.diffusion_model.state_dict().items():
+        if weight.ndim == 2 and min(weight.shape) >= 8:
+            down, up = (
+                torch.randn(*size, generator=generator) for size in ((2, weight.shape[1]), (weight.shape[0], 2))
+            )
+            patches[f"diffusion_model.{name}"] = ("diff", (0.01 * weight.shape[1] ** -0.5 * (up @ down),))
+    clone = model.clone()
+    clone.add_patches(patches, strength)
+    return clone
+
+
+def picture(name: str, frames: int = 1) -> torch.Tensor:
+    coarse = torch.rand(frames, 3, 8, 8, generator=seed_of(name))
+    return F.interpolate(coarse, (SIDE, SIDE), mode="bilinear").movedim(1, -1)
+
+
+class SmallVision:
+    """Encodes any picture as random features of the width that the host's CLIP vision models have."""
+
+    def encode_image(self, image, crop=True):
+        from comfy.clip_vision import Output
+
+        output, generator = Output(), seed_of("vision")
+        output["image_embeds"] = torch.randn(len(image), 768, generator=generator)
+        output["last_hidden_state"] = torch.randn(len(image), 257, 1280, generator=generator)
+        output["penultimate_hidden_states"] = torch.randn(len(image), 257, 1280, generator=generator)
+        output["image_sizes"] = [(3, SIDE, SIDE)] * len(image)
+        return output
+
+
+def stand_in(outputs: tuple[str, ...], make, **inputs) -> type:
+    """A node class that makes its outputs from the inputs that it declares; all are optional."""
+
+    class StandIn:
+        RETURN_TYPES, FUNCTION, CATEGORY = outputs, "run", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict:
+            return {"required": {}, "optional": {name: (kind,) for name, kind in inputs.items()}}
+
+        @classmethod
+        def VALIDATE_INPUTS(cls, **given):
+            return True
+
+        def run(self, **given):
+            return make(**given)
+
+    return StandIn
+
+
+def sound() -> dict:
+    return {"waveform": 0.1 * torch.randn(1, 2, 16000, generator=seed_of("sound")), "sample_rate": 16000}
+
+
+def clip_of(**_):
+    return (SmallClip(KNOWN[family_of(Current.file)]),)
+
+
+def vae_of(vae_name: str = "") -> tuple:
+    return (SmallSoundVae() if "audio" in vae_name else SmallVae(Current.file),)
+
+
+def enlarge(samples: dict) -> tuple[dict]:
+    """A clip of twice the height and width."""
+    latent = samples["samples"]
+    sides = (latent.shape[2], *(2 * side for side in latent.shape[3:]))
+    return (samples | {"samples": F.interpolate(latent, sides, mode="trilinear")},)
+
+
+def register() -> None:
+    """Put all of them in the place of the host's nodes."""
+    text = "STRING"
+    lora = dict(model="MODEL", clip="CLIP", lora_name=text, strength_model="FLOAT")
+
+    def apply_lora(model=None, clip=None, lora_name="", strength_model=1.0):
+        return changed(model, lora_name, strength_model), clip
+
+    clips = "CLIPLoader DualCLIPLoader TripleCLIPLoader QuadrupleCLIPLoader LTXAVTextEncoderLoader".split()
+    nodes.NODE_CLASS_MAPPINGS |= {name: stand_in(("CLIP",), clip_of) for name in clips} | {
+        "UNETLoader": stand_in(("MODEL",), lambda unet_name: (small_model(unet_name),), unet_name=text),
+        "CheckpointLoaderSimple": stand_in(
+            ("MODEL", "CLIP", "VAE"),
+            lambda ckpt_name: (small_model(ckpt_name), *clip_of(), SmallVae(ckpt_name)),
+            ckpt_name=text,
+        ),
+        "ImageOnlyCheckpointLoader": stand_in(
+            ("MODEL", "CLIP_VISION", "VAE"),
+            lambda ckpt_name: (small_model(ckpt_name), SmallVision(), SmallVae(ckpt_name)),
+            ckpt_name=text,
+        ),
+        "VAELoader": stand_in(("VAE",), vae_of, vae_name=text),
+        "CLIPVisionLoader": stand_in(("CLIP_VISION",), lambda: (SmallVision(),)),
+        "LoraLoader": stand_in(("MODEL", "CLIP"), apply_lora, **lora),
+        "LoraLoaderModelOnly": stand_in(("MODEL",), lambda **given: apply_lora(**given)[:1], **lora),
+        "LoadImage": stand_in(
+            ("IMAGE", "MASK"), lambda image="": (picture(str(image)), (picture(str(image))[..., 0] > 0.5).float()),
+            image=text,
+        ),
+        "LoadImageMask": stand_in(("MASK",), lambda: ((picture("mask")[..., 0] > 0.5).float(),)),
+        "LoadAudio": stand_in(("AUDIO",), lambda: (sound(),)),
+        "GetVideoComponents": stand_in(("IMAGE", "AUDIO", "FLOAT"), lambda: (picture("clip", FRAMES), sound(), 16.0)),
+        # What a ControlNet in a file of its own would add is left out.
+        "ModelPatchLoader": stand_in(("MODEL_PATCH",), lambda: (None,)),
+        "QwenImageDiffsynthControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "ZImageFunControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "USOStyleReference": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
+        "ControlNetLoader": stand_in(("CONTROL_NET",), lambda: (None,)),
+        "ControlNetInpaintingAliMamaApply": stand_in(
+            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
+            negative="CONDITIONING",
+        ),
+        "ControlNetApplyAdvanced": stand_in(
+            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
+            negative="CONDITIONING",
+        ),
+        "LTXVAudioVAELoader": stand_in(("VAE",), lambda: (SmallSoundVae(),)),
+        "LatentUpscaleModelLoader": stand_in(("LATENT_UPSCALE_MODEL",), lambda: (None,)),
+        "LTXVLatentUpsampler": stand_in(("LATENT",), enlarge, samples="LATENT"),
+        "UpscaleModelLoader": stand_in(("UPSCALE_MODEL",), lambda: (None,)),
+        "ImageUpscaleWithModel": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
+        "FluxKontextImageScale": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
+    }  # fmt: skip
