@@ -276,8 +276,8 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
     known because x0 is, is the noise of the likelihood.
 
     Raises:
-        ValueError: a cache on the model answered for the network, or the model's own latent has another shape than the one
-            that users see.
+        ValueError: a cache on the model answered for the network, or the model's own latent has another shape than the
+            one that users see.
     """
     latents = data[0].latents
     if not latents.is_nested and model.model.process_latent_in(latents[:1]).shape != latents[:1].shape:

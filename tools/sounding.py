@@ -15,7 +15,8 @@ import comfy.supported_models as supported
 import torch
 from comfy.ldm.wan.model import WanModel, sinusoidal_embedding_1d
 from comfy.nested_tensor import NestedTensor
-from families import Family, Setup
+from families import Setup
+from family import Family
 
 SOUND_WIDTH, BINS = 32, 4
 
