@@ -55,6 +55,19 @@ def as_examples(latents: torch.Tensor, positive: list) -> list[Example]:
     return [Example(batch, positive) for batch in batches_of(latents, call_batch(latents))]
 
 
+def require_no_guides(*conditionings: list) -> None:
+    """Refuse prompts with guide frames, which belong to one latent and its mask, and to no other.
+
+    Raises:
+        ValueError: LTXV's guides are in one of the prompts.
+    """
+    if any(options.get("keyframe_idxs") is not None for conditioning in conditionings for _, options in conditioning):
+        raise ValueError(
+            "Expected prompts without guide frames to fit a head under, got some with guides (LTXVAddGuide); connect "
+            "prompts and latent as they are before the guides are added. The head serves both."
+        )
+
+
 def own_samples(
     model: ModelPatcher,
     guidance: Guidance,

@@ -17,6 +17,7 @@ from ..host.fit import (
     examples_from_images,
     fit_head,
     own_samples,
+    require_no_guides,
 )
 from ..host.latents import check_latent
 from ..host.nested import parts_of
@@ -183,6 +184,7 @@ class FitLaplaceHead(io.ComfyNode):
         check_latent(model, latent)
         require_inputs(fit_on, given)
         require_no_sound(fit_on, latent)
+        require_no_guides(positive, negative)
         part = part_of_schedule(from_share, to_share, fit_on)
         source = fit_on
         if fit_on == OWN_SAMPLES:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import folder_paths
+import node_helpers
 import pytest
 import torch
 from bayesdiff.host.last_layer import find_last_layer
@@ -133,6 +134,13 @@ def test_broken_files_in_a_folder_are_one_sentence(demo, folder):
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="Expected an image such as PNG, JPEG or WebP, but 3.png cannot be read"):
         fit_node(demo, FOLDER, folder="input/owls", vae=vae)
+
+
+def test_prompts_with_guides_are_one_sentence(demo):
+    """As LTXVAddGuide leaves them: they belong to one latent and its mask."""
+    guided = node_helpers.conditioning_set_values(demo[1], {"keyframe_idxs": torch.zeros(1, 3, 4)})
+    with pytest.raises(ValueError, match=r"Expected prompts without guide frames to fit a head under"):
+        fit_node((demo[0], guided, *demo[2:]), OWN_SAMPLES)
 
 
 def test_without_laplace_torch_one_sentence_says_how_to_get_it_before_any_work(demo, monkeypatch):

@@ -116,6 +116,15 @@ def test_each_part_has_a_head_of_its_own_in_one_file(given, tmp_path):
     assert abs(torch.nn.functional.cosine_similarity(*normal, dim=0)) < 0.2, "draws of two layers are independent"
 
 
+def test_pictures_alone_are_no_data_for_it(given):
+    setup, image = given.setup, torch.rand(1, 64, 64, 3)
+    with pytest.raises(ValueError, match="which have no sound; set fit_on to one of these"):
+        FitLaplaceHead.execute(
+            setup.model, setup.positive, setup.negative, setup.latent, "images", 4, 4, 3.0, 2, "low-rank", 0.99, 0,
+            "input", image=image, vae=object(),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("quality", ["no head", "instant", "draft", "balanced", "precise", "ensemble"])
 def test_every_quality_tells_of_video_and_sound(given, quality):
     head = quality != "no head"
