@@ -2,10 +2,12 @@
 
     python dev.py bench sampling [--model demo] [--steps 20] [--batch 4] [--repeats 3] [--json PATH]
     python dev.py bench sampling --model sd15 --size 32 --steps 4 --batch 1 --qualities instant,draft
-    python dev.py bench sampling --model flux --size 128 --steps 4 --batch 1 --qualities instant
+    python dev.py bench sampling --model flux --steps 4 --batch 1 --qualities instant
+    python dev.py bench sampling --model wan --steps 4 --batch 1 --qualities instant
 
-On the demo model, on random weights in the shape of SD 1.5, or on one block of random weights as wide as Flux (3,072),
-whose 4,096 tokens are those of 1024 by 1024 pixels. Network calls are counted at the model's last layer;
+On the demo model; on random weights in the shape of SD 1.5; on one block of random weights as wide as Flux (3,072),
+whose 4,096 tokens are those of 1024 by 1024 pixels; or on two blocks as wide as Wan 2.1's 1.3B, for a clip of 33 frames
+of 832 by 480 pixels. Network calls are counted at the model's last layer;
 times are medians over the repeats. *overhead* is the time beyond that of as many calls of plain sampling; *memory* is
 the peak above what was used before the run, relative to plain sampling's, left out below 100 MiB, where it is noise.
 """
@@ -27,12 +29,13 @@ from bayesdiff.host.demo_model import load_demo_model  # noqa: E402
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head, own_samples  # noqa: E402
 from bayesdiff.host.last_layer import find_last_layer  # noqa: E402
 from bayesdiff.host.settings import Guidance  # noqa: E402
-from large_models import WIDE_FLUX, conditioning, load_unet  # noqa: E402
+from large_models import WIDE_FLUX, WIDE_WAN, conditioning, load_unet  # noqa: E402
 from measure import PeakMemory, count_calls  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
 from running import ours, stock  # noqa: E402
 
-CFG, MEMBERS = {"demo": 3.0, "sd15": 3.0, "flux": 1.0}, 8
+CFG, MEMBERS = {"demo": 3.0, "sd15": 3.0, "flux": 1.0, "wan": 1.0}, 8
+WIDE = {"flux": WIDE_FLUX, "wan": WIDE_WAN}
 
 
 def measure(function, layer, repeats: int) -> tuple[int, float, float]:
@@ -50,9 +53,13 @@ def measure(function, layer, repeats: int) -> tuple[int, float, float]:
 
 def load(name: str, folder: Path) -> tuple:
     """A model with positive and negative conditioning, and latents to fit its head on."""
-    if name == "flux":
-        prompts = [WIDE_FLUX.conditioning(seed) for seed in (1, 2)]
-        return (WIDE_FLUX.build(), *prompts), torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    if name in WIDE:
+        family = WIDE[name]
+        prompts = [family.conditioning(seed) for seed in (1, 2)]
+        # A small latent is enough to fit on, of a clip with two frames.
+        small = (2, family.latent[1], *(2 for _ in family.latent[2:-2]), 16, 16)
+        data = torch.randn(small, generator=torch.Generator().manual_seed(0))
+        return (family.build(), *prompts), data
     if name == "sd15":
         model, prompts = load_unet("SD 1.5", folder), [conditioning("SD 1.5", seed) for seed in (1, 2)]
         return (model, *prompts), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -80,7 +87,8 @@ def compare(prompted: tuple, data: torch.Tensor, arguments) -> None:
     model, positive, negative = prompted
     layer = find_last_layer(model)
     cfg = CFG[arguments.model]
-    latent = {"samples": torch.zeros(arguments.batch, data.shape[1], arguments.size, arguments.size)}
+    shape = WIDE[arguments.model].latent[1:] if arguments.model in WIDE else (data.shape[1], *[arguments.size] * 2)
+    latent = {"samples": torch.zeros(arguments.batch, *shape)}
     start = time.perf_counter()
     # A large network need not learn from its own images here: that changes no cost of a run.
     fit = FitSettings(cfg) if arguments.model == "demo" else FitSettings(cfg, levels=2, own_images=0)
