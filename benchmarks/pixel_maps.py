@@ -4,8 +4,8 @@
 
 On the demo model, four images per prompt. The truth decodes every member of an ensemble and takes the standard
 deviation of each pixel around the decoded sample; "halves" says how well its two halves agree. Maps are made from the
-truth's own variance, and from that of a few other members, as an estimator returns it: the latent's map enlarged,
-antithetic draws of independent cells decoded, and the members themselves decoded.
+truth's own variance, from that of the estimators without members, and from that of a few other members: the latent's
+map enlarged, antithetic draws of independent cells decoded, and the members themselves decoded.
 
 Spearman is over the pixels of an image, averaged over images. "seen" is the same where the truth exceeds one grey level
 (1/255): much of an emoji's background is white in every member, which any map that decodes knows. Ratio is that of the
@@ -15,6 +15,7 @@ mean standard deviations. Decodings are those besides the image's own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 
 import in_process
@@ -22,12 +23,15 @@ import in_process
 in_process.import_host_and_pack()
 
 import torch  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.change import Change  # noqa: E402
+from bayesdiff.bayesdiff_core.estimators.instant import Instant  # noqa: E402
 from bayesdiff.bayesdiff_core.reading.grid import LatentGrid  # noqa: E402
 from bayesdiff.bayesdiff_core.reading.maps import pixel_variance  # noqa: E402
 from bayesdiff.bayesdiff_core.reading.uncertainty import Uncertainty  # noqa: E402
 from bayesdiff.host.decode import decode, decoded_std  # noqa: E402
 from bayesdiff.host.demo_model import load_demo_model, prompt_names  # noqa: E402
 from bayesdiff.host.posterior import Posterior  # noqa: E402
+from bayesdiff.host.run.sample import sample_with_uncertainty  # noqa: E402
 from bayesdiff.host.settings import RunSettings  # noqa: E402
 from factory import fit_own_head  # noqa: E402
 from reporting import make_parser, write_rows  # noqa: E402
@@ -36,9 +40,10 @@ from scipy.stats import spearmanr  # noqa: E402
 SEED, MEMBERS_SEED, FEW = 1, 7, (1, 2, 4, 8)
 
 
-def without_members(latent: torch.Tensor, members: torch.Tensor) -> Uncertainty:
-    """An uncertainty with the variance of some members, given as deviations from the latent, but without members."""
-    return Uncertainty(members.square().mean(0), latent, LatentGrid(8), "ensemble", len(members), {}, 1.0, members[:0])
+def without_members(latent: torch.Tensor, variance: torch.Tensor) -> Uncertainty:
+    """An uncertainty of a variance alone."""
+    nobody = torch.empty(0, *latent.shape)
+    return Uncertainty(variance, latent, LatentGrid(8), "ensemble", 0, {}, 1.0, nobody)
 
 
 def agreement(values: torch.Tensor, truth: torch.Tensor, seen: bool) -> float:
@@ -51,22 +56,28 @@ def agreement(values: torch.Tensor, truth: torch.Tensor, seen: bool) -> float:
 
 
 def maps_of(
-    latent: torch.Tensor, truth: torch.Tensor, others: torch.Tensor, vae
+    latent: torch.Tensor, truth: torch.Tensor, others: torch.Tensor, seen: dict[str, torch.Tensor], vae
 ) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """``({row: (decodings, std map)}, the truth's map, that of its other half)``; members as deviations from latent."""
+    """``({row: (decodings, std map)}, the truth's map, that of its other half)``; members as deviations from latent.
+
+    Args:
+        seen: by the name of an estimator without members, its variance.
+    """
     picture = decode(vae, latent)
     decoded = [decode(vae, latent + change) for change in truth]
     expected = pixel_variance(picture, decoded).sqrt()
     found = {"truth, halves": (len(truth), pixel_variance(picture, decoded[::2]).sqrt())}
     other_half = pixel_variance(picture, decoded[1::2]).sqrt()
     sources = {"truth's variance": truth} | {f"{k} members" if k > 1 else "1 member": others[:k] for k in FEW}
-    for name, members in sources.items():
-        known = without_members(latent, members)
+    variances = seen | {name: members.square().mean(0) for name, members in sources.items()}
+    for name, variance in variances.items():
+        known = without_members(latent, variance)
         found[f"{name}, latent map enlarged"] = (0, known.maps())
         for pairs in (1, 4):
             draws = decoded_std(vae, known, picture, pairs=pairs)
             found[f"{name}, antithetic draws, {pairs} pair{'s' * (pairs > 1)}"] = (2 * pairs, draws)
-        if members is not truth:
+        members = sources.get(name)
+        if members is not None and members is not truth:
             decoded = [decode(vae, latent + change) for change in members]
             found[f"{name}, members decoded"] = (len(members), pixel_variance(picture, decoded).sqrt())
     grey = picture.mean(-1)
@@ -92,12 +103,17 @@ def main() -> None:
     rows: dict[str, dict[str, list[float]]] = {}
     for name in names:
         settings = dataclasses.replace(first, positive=load_demo_model(name)[1])
-        latent, members = settings.sample(model, empty, SEED)["samples"], []
+        seen, run = {}, functools.partial(settings.sample, seed=SEED)
+        for estimator in (Change(), Instant()):
+            sampled = sample_with_uncertainty(run, empty, posterior, estimator)
+            seen[estimator.name] = sampled.uncertainty.variance
+        latent, members = sampled.latent["samples"], []
         for number in range(arguments.members + max(FEW)):
             with posterior.perturbed(number):
                 members.append(settings.sample(model, empty, SEED)["samples"] - latent)
         members = torch.stack(members)
-        found, truth, other_half = maps_of(latent, members[: arguments.members], members[arguments.members :], vae)
+        of_truth, others = members[: arguments.members], members[arguments.members :]
+        found, truth, other_half = maps_of(latent, of_truth, others, seen, vae)
         for row, (decodings, values) in found.items():
             against = other_half if row == "truth, halves" else truth
             measured = {
@@ -114,8 +130,8 @@ def main() -> None:
     for row, cells in rows.items():
         means = {key: statistics.mean(values) for key, values in cells.items()}
         table.append({"model": "demo", "map": row, **means})
-        # Neither a latent's units nor an image's gradient are colours.
-        ratio = "" if "enlarged" in row or "control" in row else f"{means['mean_ratio']:.2f}"
+        # Neither a latent's units, nor what has none, nor an image's gradient are colours.
+        ratio = "" if "enlarged" in row or row.startswith(("control", Change.name)) else f"{means['mean_ratio']:.2f}"
         print(
             f"{row:<48}{means['decodings']:>10.0f}{means['map_spearman']:>10.3f}{means['map_spearman_seen']:>8.3f}"
             f"{ratio:>8}"
