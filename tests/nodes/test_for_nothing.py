@@ -150,8 +150,9 @@ def test_one_unknown_image_of_a_batch_stops_no_graph_and_goes_with_its_image(dem
     variance = uncertainty.variance.clone()
     variance[1] = torch.nan
     partly = dataclasses.replace(uncertainty, variance=variance, unknown="Expected it, got nothing; take the other.")
-    assert UncertaintyToMask.execute(partly, 0.2, 0, 0.0).args[0].message == partly.unknown
-    assert UncertaintyScore.execute(partly, "sum").args[1] == partly.unknown
+    which = f"{partly.unknown} This holds for 1 of 2 images: 1 (counted from 0)."
+    assert UncertaintyToMask.execute(partly, 0.2, 0, 0.0).args[0].message == which
+    assert UncertaintyScore.execute(partly, "sum").args[1] == which
     _, scores, percentiles = read_out(partly)
     assert scores[0] == uncertainty.scores()[0] and scores[1] != scores[1] and len(percentiles) == 2
     assert partly.select(torch.tensor([0])).unknown == "" and partly.select(torch.tensor([1])).unknown == partly.unknown
