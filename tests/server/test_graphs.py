@@ -74,7 +74,7 @@ def pixels(path) -> numpy.ndarray:
 
 def test_every_node_explains_itself(server):
     ours = {k: v for k, v in server.object_info().items() if k.startswith("BayesDiff")}
-    assert len(ours) == 21
+    assert len(ours) == 22
     for name, info in ours.items():
         assert info["description"] and info["category"] == "BayesDiff"
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
