@@ -137,9 +137,7 @@ def test_nothing_is_fitted_on_or_repaired_by_a_model_of_nan(blind, demo_head):
         kept, uncertainty, *_, report = repair(blind, demo_head, image, rounds=rounds)
         assert torch.allclose(kept["samples"], image["samples"], atol=1e-5)
         assert "got NaN or infinity in 1 of 1 images" in uncertainty.unknown
-        assert (
-            report == f"Nothing was repaired. {uncertainty.unknown} This holds for 1 of 2 images: 0 (counted from 0)."
-        )
+        assert report == f"Nothing was repaired. {uncertainty.unknown}"
     found = KSamplerBestOfN.execute(
         **prompts(blind), **RUN, seed=3, latent_image=empty(), denoise=1.0, head=demo_head, candidates=3, keep=2,
         share=0.5, quality="quick", batch_size=1, score_finished=False,
