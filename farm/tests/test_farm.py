@@ -104,6 +104,7 @@ def test_a_killed_driver_and_a_cancelled_one_are_gone_on_with(farm, reference):
     out = farm.root / "resumed"
     process = farm.start(out, farm.workflow(small_workflow()), "--seeds", SEEDS, "--keep", 1)
     wait_for_rows(out, 1, process)
+    process.send_signal(signal.SIGSTOP)  # a fast machine would be done before the next process has begun
     code, said = farm.run(out, "--resume", "--keep", 3)
     assert code == 1 and "one is at work" in said
     process.kill()
