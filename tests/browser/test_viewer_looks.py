@@ -195,9 +195,13 @@ def test_sixty_four_images_fit_from_320_to_1200_pixels(anywhere):
 
 
 def test_the_panel_speaks_the_language_of_the_page(panel, page):
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'zh')")
-    page.evaluate("graph => app.loadApiJson(graph, 'viewer')", graph())
-    expect(panel.element).to_contain_text("先运行一次工作流")
+    speak = "async language => await app.extensionManager.setting.set('Comfy.Locale', language)"
+    page.evaluate(speak, "zh")
+    try:
+        page.evaluate("graph => app.loadApiJson(graph, 'viewer')", graph())
+        expect(panel.element).to_contain_text("先运行一次工作流")
+    finally:  # the server would remember it
+        page.evaluate(speak, "en")
 
 
 def test_the_frames_of_a_clip_turn_image_map_and_mask_together(panel, page):
