@@ -18,6 +18,7 @@ from pathlib import Path
 
 from comfy_server import ComfyServer
 from playwright.sync_api import sync_playwright
+from viewer_page import as_graph, demo_images
 
 STEPS, WIDTHS = 40, (320, 480, 800, 1200)
 VIEWER = "BayesDiffUncertaintyViewer"
@@ -36,24 +37,9 @@ DRAGS = {
 
 
 def graph(count: int, side: int, shown: int) -> dict:
-    nodes = {
-        "1": ("BayesDiffDemoModel", {"prompt": "owl"}),
-        "2": ("EmptyLatentImage", {"width": side, "height": side, "batch_size": count}),
-        "3": (
-            "BayesDiffKSampler",
-            dict(
-                model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["2", 0], seed=1, steps=2, cfg=1.0,
-                sampler_name="euler", scheduler="normal", denoise=1.0, quality="instant", members=2,
-            ),
-        ),
-        "4": ("VAEDecode", {"samples": ["3", 0], "vae": ["1", 3]}),
-        "5": (
-            "ImageScale",
-            dict(image=["4", 0], upscale_method="bilinear", width=shown, height=shown, crop="disabled"),
-        ),
-        "6": (VIEWER, {"images": ["5", 0], "uncertainty": ["3", 1]}),
-    }  # fmt: skip
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    scale = dict(image=["4", 0], upscale_method="bilinear", width=shown, height=shown, crop="disabled")
+    nodes = {"5": ("ImageScale", scale), "6": (VIEWER, {"images": ["5", 0], "uncertainty": ["3", 1]})}
+    return as_graph(demo_images(count, side, seed=1) | nodes)
 
 
 READY = (

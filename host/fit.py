@@ -172,7 +172,7 @@ def examples_from_folder(
 def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer]:
     """The last layer by the table, or where that is silent by a look at a few calls of the network.
 
-    Of nested latents those of the other parts too, as far as they have one.
+    Of nested latents those of the other parts too, up to the first that has none: a head's place says what it is of.
     """
     latent = by_part(lambda part: part[:1], example.latents)
     try:
@@ -180,8 +180,8 @@ def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer
     except ValueError:
         first = discover_last_layer(model, example.positive, latent)
     layers = [first, *other_last_layers(model, first)]
-    for part in range(len(layers), len(parts_of(latent))):
-        with suppress(ValueError):
+    with suppress(ValueError):
+        for part in range(len(layers), len(parts_of(latent))):
             layers.append(discover_last_layer(model, example.positive, latent, part))
     return layers[: len(parts_of(latent))]
 

@@ -110,8 +110,8 @@ def find_last_layer(model: ModelPatcher, path: str | None = None) -> LastLayer:
 def other_last_layers(model: ModelPatcher, first: LastLayer) -> list[LastLayer]:
     """The last layers that make the other parts of a nested latent, by the table; none of most models."""
     network, found = model.model.diffusion_model, []
-    for part, path in enumerate(OTHER_PATHS.get(first.path, ()), 1):
-        with suppress(AttributeError):
+    with suppress(AttributeError):
+        for part, path in enumerate(OTHER_PATHS.get(first.path, ()), 1):
             module = network.get_submodule(path)
             found.append(LastLayer(path, module, LayerGeometry.of(module), part))
     return found

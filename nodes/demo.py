@@ -18,6 +18,16 @@ from ..host.demo_model import (
 from .inputs import CATEGORY
 
 
+def demo_outputs(model: str, vae: str) -> list[io.Output]:
+    """Outputs of a demo model's node; what model and VAE are is told by their tooltips."""
+    return [
+        io.Model.Output("model", display_name="model", tooltip=model),
+        io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
+        io.Conditioning.Output("negative", display_name="negative", tooltip="The empty prompt."),
+        io.Vae.Output("vae", display_name="vae", tooltip=vae),
+    ]
+
+
 class DemoModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,12 +45,7 @@ class DemoModel(io.ComfyNode):
                     tooltip="What to draw. 'Any' prompts vary with the seed and often go wrong somewhere.",
                 ),
             ],
-            outputs=[
-                io.Model.Output("model", display_name="model", tooltip="A small latent UNet of ComfyUI's SD1 class."),
-                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="The empty prompt."),
-                io.Vae.Output("vae", display_name="vae", tooltip="The model's VAE, in TAESD's format."),
-            ],
+            outputs=demo_outputs("A small latent UNet of ComfyUI's SD1 class.", "The model's VAE, in TAESD's format."),
         )
 
     @classmethod
@@ -70,12 +75,7 @@ class DemoVideoModel(io.ComfyNode):
                     tooltip=f"What it passes behind, where the motion is '{BEHIND}'. Else it is not in the clip.",
                 ),
             ],
-            outputs=[
-                io.Model.Output("model", display_name="model", tooltip="A small network of ComfyUI's Wan 2.1 class."),
-                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="The empty prompt."),
-                io.Vae.Output("vae", display_name="vae", tooltip="The model's VAE, of Wan 2.1's class."),
-            ],
+            outputs=demo_outputs("A small network of ComfyUI's Wan 2.1 class.", "The model's VAE, of Wan 2.1's class."),
         )
 
     @classmethod

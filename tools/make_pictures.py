@@ -132,27 +132,37 @@ def plot(server: ComfyServer) -> Image.Image:
     return Image.open(server.files(server.run(graph))["save"][0])
 
 
+def sampled(number: int, prefix: str, **settings) -> dict:
+    """Nodes that sample from the node ``empty`` with the demo model of this number, which is the seed, and save it.
+
+    Args:
+        settings: steps, sampler and scheduler.
+    """
+    demo, sample, decode = f"demo{number}", f"sample{number}", f"decode{number}"
+    return {
+        sample: node(
+            "KSampler",
+            model=[demo, 0],
+            positive=[demo, 1],
+            negative=[demo, 2],
+            latent_image=["empty", 0],
+            seed=number,
+            cfg=3.0,
+            denoise=1.0,
+            **settings,
+        ),
+        decode: node("VAEDecode", samples=[sample, 0], vae=[demo, 3]),
+        f"save{number}": node("SaveImage", images=[decode, 0], filename_prefix=prefix),
+    }
+
+
 def samples(server: ComfyServer, side: int = 6) -> Image.Image:
     names = server.object_info()["BayesDiffDemoModel"]["input"]["required"]["prompt"][1]["options"]
     names = names[len(names) // (2 * side**2) :: len(names) // side**2][: side**2]
     graph = {"empty": node("EmptyLatentImage", width=128, height=128, batch_size=1)}
     for i, name in enumerate(names):
         graph[f"demo{i}"] = node("BayesDiffDemoModel", prompt=name)
-        graph[f"sample{i}"] = node(
-            "KSampler",
-            model=[f"demo{i}", 0],
-            positive=[f"demo{i}", 1],
-            negative=[f"demo{i}", 2],
-            latent_image=["empty", 0],
-            seed=i,
-            steps=24,
-            cfg=3.0,
-            sampler_name="dpmpp_2m",
-            scheduler="karras",
-            denoise=1.0,
-        )
-        graph[f"decode{i}"] = node("VAEDecode", samples=[f"sample{i}", 0], vae=[f"demo{i}", 3])
-        graph[f"save{i}"] = node("SaveImage", images=[f"decode{i}", 0], filename_prefix=f"grid{i:02}")
+        graph |= sampled(i, f"grid{i:02}", steps=24, sampler_name="dpmpp_2m", scheduler="karras")
     pictures = server.files(server.run(graph))
     grid = [[pictures[f"save{y * side + x}"][0] for x in range(side)] for y in range(side)]
     return sheet(grid, [names[y * side : (y + 1) * side] for y in range(side)], [""] * side)
@@ -169,21 +179,7 @@ def clips(server: ComfyServer, frames: int = 7) -> Image.Image:
         subject, front = emoji[i * len(emoji) // count], emoji[(i * len(emoji) // count + 7) % len(emoji)]
         names.append(f"{subject} {motions[i // 2]}" + f" {front}" * motions[i // 2].endswith("behind"))
         graph[f"demo{i}"] = node("BayesDiffDemoVideoModel", emoji=subject, motion=motions[i // 2], front=front)
-        graph[f"sample{i}"] = node(
-            "KSampler",
-            model=[f"demo{i}", 0],
-            positive=[f"demo{i}", 1],
-            negative=[f"demo{i}", 2],
-            latent_image=["empty", 0],
-            seed=i,
-            steps=20,
-            cfg=3.0,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-        )
-        graph[f"decode{i}"] = node("VAEDecode", samples=[f"sample{i}", 0], vae=[f"demo{i}", 3])
-        graph[f"save{i}"] = node("SaveImage", images=[f"decode{i}", 0], filename_prefix=f"clip{i:02}")
+        graph |= sampled(i, f"clip{i:02}", steps=20, sampler_name="euler", scheduler="simple")
     pictures = server.files(server.run(graph))
     rows = [pictures[f"save{i}"][::2][:frames] for i in range(count)]
     found = sheet(rows, [[""] * frames] * count, [textwrap.fill(name, 13) for name in names])

@@ -15,26 +15,36 @@ FIX_SEEDS = """() => app.graph._nodes.flatMap(node => node.widgets ?? []).filter
 MODULES = "/extensions/BayesDiff/viewer"
 
 
-def graph(count: int = COUNT, **viewer) -> dict:
-    """Images of the demo model in the viewer, node 5; what was kept, and its masks, are saved."""
-    nodes = {
+def demo_images(count: int, side: int = 128, seed: int = 3) -> dict[str, tuple[str, dict]]:
+    """Images of the demo model, node 4, and their uncertainty, node 3: kinds and inputs by number."""
+    return {
         "1": ("BayesDiffDemoModel", {"prompt": "owl"}),
-        "2": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": count}),
+        "2": ("EmptyLatentImage", {"width": side, "height": side, "batch_size": count}),
         "3": (
             "BayesDiffKSampler",
             dict(
-                model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["2", 0], seed=3, steps=2, cfg=1.0,
-                sampler_name="euler", scheduler="normal", denoise=1.0, quality="instant", members=2,
+                model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["2", 0], seed=seed, steps=2,
+                cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0, quality="instant", members=2,
             ),
         ),
         "4": ("VAEDecode", {"samples": ["3", 0], "vae": ["1", 3]}),
+    }  # fmt: skip
+
+
+def as_graph(nodes: dict[str, tuple[str, dict]]) -> dict:
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def graph(count: int = COUNT, **viewer) -> dict:
+    """Images of the demo model in the viewer, node 5; what was kept, and its masks, are saved."""
+    nodes = demo_images(count) | {
         "5": (VIEWER, {"images": ["4", 0], "uncertainty": ["3", 1], "keep": 2, "grow": 0} | viewer),
         "6": ("SaveImage", {"images": ["5", 0], "filename_prefix": "page_kept"}),
         "7": ("MaskToImage", {"mask": ["5", 6]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "page_mask"}),
         "9": ("SaveImage", {"images": ["4", 0], "filename_prefix": "page_all"}),
-    }  # fmt: skip
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    }
+    return as_graph(nodes)
 
 
 class Panel:

@@ -209,10 +209,8 @@ class Deviations(Estimator):
             parts = zip(moderations, trajectory.unpack(found.mean_square()), trajectory.unpack(torch.stack(deviations)))
             return trajectory.pack([part if by is None else by.shape(part, moved) for by, part, moved in parts])
 
-        def sizes(found: torch.Tensor) -> torch.Tensor:
-            parts = zip(moderations, trajectory.unpack(found))
-            factors = [torch.ones(()) if by is None else by.size(part, end.count) for by, part in parts]
-            return trajectory.pack([factor.expand_as(part) for factor, part in zip(factors, trajectory.unpack(found))])
+        def size(moderation: Moderation | None, part: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(part) if moderation is None else moderation.size(part, end.count).expand_as(part)
 
         for member in range(members):
 
@@ -228,7 +226,7 @@ class Deviations(Estimator):
             for index, point in points.items():
                 point.add(passed[index])
         found, along_variance = variance(end), {index: variance(point) for index, point in points.items()}
-        factor = sizes(found)
+        factor = trajectory.pack([size(*both) for both in zip(moderations, trajectory.unpack(found))])
         found, along_variance = found * factor, {index: of * factor for index, of in along_variance.items()}
         if came is None:
             found = with_past(found, trajectory)

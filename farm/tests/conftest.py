@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,16 @@ def reference(farm) -> Path:
     assert code == 0, said
     wait_until_gone(out)
     return out
+
+
+@pytest.fixture
+def small_disk(request, tmp_path):
+    """A disk of its own; the parameter is its size, and options of umount."""
+    size, *options = request.param
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.name == "nt" or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", *options, str(folder)], check=True)

@@ -178,17 +178,7 @@ def test_what_cannot_work_is_told_before_any_work(farm, tmp_path):
     wait_until_gone(tmp_path)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
-    if os.name == "nt" or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [("700k", "-l")], indirect=True, ids=["700k"])
 def test_a_full_disk_stops_and_is_gone_on_with(farm, reference, small_disk):
     out = small_disk / "out"
     code, said = farm.run(out, farm.workflow(small_workflow()), "--seeds", SEEDS, "--keep", 3)

@@ -77,8 +77,13 @@ def nothing(latent: torch.Tensor) -> Found:
 
 
 def unknown(latent: torch.Tensor, why: str) -> Found:
-    """What cannot be told of a run, and why."""
+    """What cannot be told of a run, and why; the log says so."""
     say(f"the uncertainty of this run is unknown. {why}")
+    return untold(latent, why)
+
+
+def untold(latent: torch.Tensor, why: str) -> Found:
+    """:func:`unknown`, without a word."""
     return nothing(latent)._replace(variance=torch.full(latent.shape, torch.nan), unknown=why)
 
 

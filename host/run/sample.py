@@ -19,7 +19,7 @@ from ..posterior import NoPosterior, Posterior
 from ..said import say
 from .beside import Beside
 from .ensemble import Origin, ensemble_around
-from .observe import NEVER_ASKED, Found, Observer, nothing, unknown
+from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, untold
 from .progress import Progress
 from .stages import uncertainty_of_latent
 from .stock import Run, sample_stock
@@ -124,7 +124,7 @@ def uncertainty_of(
     """What is known of a run, for the user; of a nested latent that of its first part, and with it the others."""
     shapes, whole = shapes_of(sampled["samples"]), packed(sampled["samples"])
     if found.unknown and found.variance.shape != whole.shape:  # the sampler's own shape is another
-        found = nothing(whole)._replace(variance=torch.full(whole.shape, torch.nan), unknown=found.unknown)
+        found = untold(whole, found.unknown)
     scales = [part.calibration and part.calibration.scale for part in posterior.parts if estimator.on_scale]
     moments = [moment.unpack(shapes) for moment in found.trajectory]
 
