@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import comfy.model_management
 import nodes
 import torch
 from bayesdiff.bayesdiff_core.estimators.trajectory import SaveAt
@@ -63,6 +64,25 @@ def breaking(model, after: int, error: type[BaseException]) -> Iterator[Breaking
         yield count
     finally:
         handle.remove()
+
+
+@contextmanager
+def little_memory(monkeypatch, state: str) -> Iterator[None]:
+    """Inside, the host does what it does under ``--lowvram`` (``LOW_VRAM``) or ``--novram`` (``NO_VRAM``).
+
+    By its own code: it is told that this CPU is a device of a MiB of memory. It then also calls the network for each
+    prompt alone.
+    """
+    management, free = comfy.model_management, 2**20
+
+    def get_free_memory(device=None, torch_free_too=False):
+        return (free, free) if torch_free_too else free
+
+    with monkeypatch.context() as patched:
+        patched.setattr(management, "is_device_cpu", lambda device: False)
+        patched.setattr(management, "vram_state", management.VRAMState[state])
+        patched.setattr(management, "get_free_memory", get_free_memory)
+        yield
 
 
 def scaled(head, factor: float):

@@ -97,6 +97,7 @@ class Estimator(abc.ABC):
         help: one short sentence for the node's tooltip: what it is, or when to take it.
         measures: what the root of its variance is.
         needs_head: whether it reads the posterior of the last layer.
+        reads_evidence_alone: whether it reads nothing of a run but :mod:`.evidence`, so that little need be kept of it.
         on_scale: whether it has the size that the scores of the model's own images have, see :mod:`..reading.scale`.
         independent_guidance: whether the variance of ``denoised`` under guidance takes its two halves as independent,
             as the published code does. One W serves both, so nothing else should.
@@ -106,6 +107,7 @@ class Estimator(abc.ABC):
     help: ClassVar[str]
     measures: ClassVar[str] = STANDARD_DEVIATION
     needs_head: ClassVar[bool] = True
+    reads_evidence_alone: ClassVar[bool] = False
     on_scale: ClassVar[bool] = False
     independent_guidance: ClassVar[bool] = False
 

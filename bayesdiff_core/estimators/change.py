@@ -32,6 +32,7 @@ class Change(Estimator):
     help: ClassVar[str] = "how much the image was yet to change in the run; needs no head."
     measures: ClassVar[str] = "change of the predicted image"
     needs_head: ClassVar[bool] = False
+    reads_evidence_alone: ClassVar[bool] = True
 
     def calls(self, levels: list[float]) -> int:
         return 0

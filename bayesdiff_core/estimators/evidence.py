@@ -71,6 +71,27 @@ def is_needed(noise_over_signal: float, schedule: Sequence[float]) -> bool:
     return any(math.isclose(noise_over_signal, level, rel_tol=1e-3) for level in levels_needed(schedule))
 
 
+def still_needed(levels: Sequence[float]) -> set[int]:
+    """Which states of a run so far its evidence may still be read from, whatever states are yet to come.
+
+    A level that has two nearer neighbours stays without use, so what a run keeps need not grow with its steps.
+
+    Args:
+        levels: noise over signal of its states so far, in order.
+
+    Returns:
+        their places: at most two a level of :data:`LEVELS`, those that stand in for the newest if it turns out to be
+        the run's last (its own change is none), and the newest.
+    """
+    if not levels:
+        return set()
+    newest = levels[-1]
+    needed = levels_needed(levels) | levels_needed([level for level in levels if level > newest])
+    # Of several equal ones the last counts.
+    last = {level: place for place, level in enumerate(levels)}
+    return {place for level, place in last.items() if level in needed} | {len(levels) - 1}
+
+
 def at_levels(levels: Sequence[float], maps: Sequence[torch.Tensor], wanted: Sequence[float]) -> torch.Tensor:
     """Maps of some states at the wanted levels: linear between two states in the logarithm of noise over signal.
 

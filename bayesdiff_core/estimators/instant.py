@@ -30,6 +30,7 @@ NO_UNIT = "a first look, in no unit"
 class Instant(Estimator):
     """The variance by the head's trend, without a network call."""
 
+    reads_evidence_alone: ClassVar[bool] = True
     on_scale: ClassVar[bool] = True
     name: ClassVar[str] = "instant"
     help: ClassVar[str] = "what the run itself shows, by what the head learned at its fit."

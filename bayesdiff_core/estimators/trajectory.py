@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -46,9 +46,10 @@ class State:
     Attributes:
         sigma: as the sampler names it.
         scales: of noise and signal in x at this sigma.
-        x: what the network saw, ``(n, ...)``.
+        x: what the network saw, ``(n, ...)``; empty where nobody will ask for it.
         denoised: what it predicted, guidance included, ``(n, ...)``.
-        contraction: the coefficient a of the step to the next state, or from the last state to the end.
+        contraction: the coefficient a of the step to the next state, or from the last state to the end; NaN where
+            nobody will ask for it.
         variance: of ``denoised`` under the posterior of the last layer, ``(n, ...)``, if x were certain; None where
             the estimator did not want it, see :meth:`Estimator.wants_variance <.base.Estimator.wants_variance>`. Of a
             nested latent it is NaN in parts whose last layer is not known.
@@ -66,7 +67,7 @@ class State:
         variance = None if self.variance is None else of(self.variance)
         return dataclasses.replace(
             self,
-            x=of(self.x) if len(self.x) else self.x,  # an earlier stage keeps none
+            x=of(self.x) if len(self.x) else self.x,
             denoised=of(self.denoised),
             variance=None if variance is None or variance.isnan().all() else variance,
         )
@@ -106,7 +107,8 @@ class Trajectory:
     """A sampling run that is over.
 
     Attributes:
-        states: every evaluation of the network, in order; at least one.
+        states: every evaluation of the network, in order; at least one. Where an estimator reads
+            the evidence alone, those that this is read from.
         end: scales at the end of the run.
         sampler: name of the sampling algorithm, "" where it has none.
         share_denoised: ``(n, ...)`` without channels, how much of each cell a mask let the run denoise, at the state
@@ -127,7 +129,7 @@ class Trajectory:
     @property
     def shape(self) -> torch.Size:
         """Of the latent."""
-        return self.states[0].x.shape
+        return self.states[0].denoised.shape
 
     @property
     def levels(self) -> list[float]:
@@ -211,6 +213,23 @@ def nearest_sigma(sigmas: Sequence[float], wanted: float) -> int:
         return abs(math.log(max(sigma, LEAST_SIGMA) / max(wanted, LEAST_SIGMA)))
 
     return min(range(len(sigmas)), key=lambda i: (distance(sigmas[i]), -i))
+
+
+class Noisy(Protocol):
+    """Something seen at a sigma: a :class:`State`, or what a host keeps of one."""
+
+    @property
+    def sigma(self) -> float: ...
+
+    @property
+    def scales(self) -> Scales: ...
+
+
+def places_of(wanted: Sequence[float], seen: Sequence[Noisy]) -> list[int]:
+    """The places of those nearest to the wanted sigmas, among those with a signal in x; none where none has any."""
+    usable = [place for place, now in enumerate(seen) if now.scales.signal > 0]
+    sigmas = [seen[place].sigma for place in usable]
+    return [usable[nearest_sigma(sigmas, sigma)] for sigma in wanted] if usable else []
 
 
 class Step(NamedTuple):

@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
 from ...bayesdiff_core.estimators.parts import Shapes
 from ...bayesdiff_core.estimators.past import Handover
-from ...bayesdiff_core.estimators.trajectory import SaveAt, nearest_sigma
+from ...bayesdiff_core.estimators.trajectory import SaveAt, places_of
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
 from ..posterior import NoPosterior, Posterior
 from ..said import say
@@ -156,7 +156,7 @@ class Observer:
                 look.begin(beside)
             if isinstance(self.posterior, Posterior):
                 self.posterior.warn_of_other_part(context.sampling, context.sigmas)
-            recorder = Recorder(context, looks, self.estimator, beside)
+            recorder = Recorder(context, looks, self.estimator, beside, self.save_at)
         self.recorder = recorder
         try:
             samples = executor(guider, sigmas, extra_args, *inputs, **named)
@@ -184,9 +184,9 @@ class Observer:
         states = recording.trajectory.states
         self.progress.extra = self.estimator.calls(recording.trajectory.levels)
         replay = Replay(context, recording, self.posterior, self.progress)
-        usable = [index for index, state in enumerate(states) if state.signal > 0]
-        sigmas = [states[index].sigma for index in usable]
-        along = [usable[nearest_sigma(sigmas, sigma)] for sigma in self.save_at.of(context.sigmas)] if usable else []
+        kept = [index for index, state in enumerate(states) if len(state.x)]
+        wanted = self.save_at.of(context.sigmas)
+        along = [kept[place] for place in places_of(wanted, [states[index] for index in kept])]
         try:
             found = self.estimator.estimate(replay, along)
             replay.check_end()

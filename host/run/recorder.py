@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from itertools import zip_longest
@@ -14,8 +15,19 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ...bayesdiff_core.estimators.base import Estimator
+from ...bayesdiff_core.estimators.evidence import still_needed
 from ...bayesdiff_core.estimators.parts import pack, unpack
-from ...bayesdiff_core.estimators.trajectory import Past, Scales, State, Step, Trajectory, Unknown, contraction
+from ...bayesdiff_core.estimators.trajectory import (
+    Past,
+    SaveAt,
+    Scales,
+    State,
+    Step,
+    Trajectory,
+    Unknown,
+    contraction,
+    places_of,
+)
 from ..blocks import Blocks
 from ..layout import match_positions, read_positions
 from ..said import say
@@ -93,6 +105,8 @@ class Prediction:
     """One evaluation of the network as it was seen; tensors are on the CPU.
 
     Attributes:
+        shape: of x and of denoised.
+        x, denoised: empty where they were not kept, see :meth:`Recorder.forget`.
         gamma_squared: at every output position of the last layer, see :meth:`.look.Look.gamma_squared`; of a nested
             latent, of each part's.
         sized: whether its size is right.
@@ -103,6 +117,7 @@ class Prediction:
 
     sigma: float
     scales: Scales
+    shape: torch.Size
     x: torch.Tensor
     denoised: torch.Tensor
     gamma_squared: list[torch.Tensor | None]
@@ -120,14 +135,16 @@ class Recorder:
         context: the run.
         looks: read gamma² where the estimator wants it, of each part of a nested latent; none without a head.
         beside: guards what is done beside the run.
+        save_at: where on the way x will be asked for.
 
     Attributes:
         seen: what the network predicted.
         calls: of the network, made once the run was over.
     """
 
-    def __init__(self, context: RunContext, looks: list[Look], estimator: Estimator, beside: Beside):
+    def __init__(self, context: RunContext, looks: list[Look], estimator: Estimator, beside: Beside, save_at: SaveAt):
         self.context, self.estimator, self.beside = context, estimator, beside
+        self.save_at = save_at.of(context.sigmas)
         self.looks = looks[: len(context.shapes) or 1]
         self.schedule = context.schedule
         self.asks = self.estimator.calls(self.schedule) > 0 if self.schedule else False
@@ -166,7 +183,9 @@ class Recorder:
         sigma = float(timestep.flatten()[0])
         scales = self.context.scales(sigma)
         uncond: list[torch.Tensor] = []
-        if len(model_options.get(POST_CFG, [])) > len(self.context.options["model_options"].get(POST_CFG, [])):
+        if self.asks and len(model_options.get(POST_CFG, [])) > len(
+            self.context.options["model_options"].get(POST_CFG, [])
+        ):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], see_uncond(uncond)]}
         cache = step_cache(model_options)
@@ -199,6 +218,7 @@ class Recorder:
             Prediction(
                 sigma=before.sigma,
                 scales=before.scales,
+                shape=before.x.shape,
                 x=before.x,
                 denoised=denoised.to("cpu", copy=True),
                 gamma_squared=[gamma_squared for gamma_squared, _ in read],
@@ -209,6 +229,27 @@ class Recorder:
                 blocks=self.blocks.most,
             )
         )
+        if self.estimator.reads_evidence_alone:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of what the evidence will not be read from, so that what is kept does not grow with the steps."""
+        same = [place for place, now in enumerate(self.seen) if now.shape == self.seen[-1].shape]
+        # gamma² may not have been read at all of them.
+        with_variance = [place for place in same if any(read is not None for read in self.seen[place].gamma_squared)]
+        read = {
+            places[kept]
+            for places in (same, with_variance)
+            for kept in still_needed([self.seen[place].scales.noise_over_signal for place in places])
+        }
+        saved = {same[place] for place in places_of(self.save_at, [self.seen[place] for place in same])} | {same[0]}
+        nothing = torch.empty(0)
+        for place, now in enumerate(self.seen[:-1]):
+            if place not in saved:
+                now = dataclasses.replace(now, x=nothing)
+            if place not in read | saved:
+                now = dataclasses.replace(now, denoised=nothing, gamma_squared=[])
+            self.seen[place] = now
 
     def without_cached(self, most: int) -> list[Prediction]:
         """Predictions in which as many blocks of the network ran as in any.
@@ -234,7 +275,7 @@ class Recorder:
         most = max((now.blocks for now in self.seen), default=0)
         self.seen = self.without_cached(most)
         # Of a sampler that enlarges its latent on the way, only what came after has the cells of the image.
-        if not self.seen or self.seen[-1].x.shape != shape:
+        if not self.seen or self.seen[-1].shape != shape:
             raise Unknown(
                 "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it "
                 "afterwards or samples it in parts; resize with a node of its own, and sample images one by one."
@@ -244,14 +285,15 @@ class Recorder:
                 "Expected a model that samples from noise, got one that adds none and turns a picture into another; "
                 "choose the quality 'ensemble' for it, which needs a Laplace head."
             )
-        if latent_slope(self.context.guider.inner_model, self.seen[-1].x).shape != shape:
+        if latent_slope(self.context.guider.inner_model, self.seen[-1].denoised).shape != shape:
             raise Unknown(
                 "Expected a model that samples the latent which it returns, got one that shapes it anew afterwards; "
                 "sample with it as before, and measure the stage before it."
             )
-        self.seen, seen = [now for now in self.seen if now.x.shape == shape], len(self.seen)
+        self.seen, seen = [now for now in self.seen if now.shape == shape], len(self.seen)
         if len(self.seen) < seen:
             say("the sampler changed the size of its latent; only the steps after it are measured.", logging.INFO)
+        self.seen = [now for now in self.seen if len(now.denoised)]
         end = self.context.end
         states = [
             State(now.sigma, now.scales, now.x, now.denoised, share_kept, variance)
@@ -278,14 +320,16 @@ class Recorder:
         """How much of each cell the mask lets the run denoise, ``(n, ...)``; None without a mask."""
         if self.context.mask is None:
             return None
-        shape, share = self.seen[0].x.shape, torch.zeros(())
+        shape, share = self.seen[0].shape, torch.zeros(())
         for sigma in {seen.sigma for seen in self.seen}:
             mask = self.context.mask_at(torch.full((shape[0],), sigma, device=self.context.device))
             share = torch.maximum(share, torch.ones(()) if mask is None else mask.float().cpu())
         return share.expand(shape).amax(1)
 
     def contractions(self, end: Scales) -> list[float]:
-        """The coefficient a of the step that follows each state."""
+        """The coefficient a of the step that follows each state; NaN where not all of the run was kept."""
+        if self.estimator.reads_evidence_alone:
+            return [math.nan] * len(self.seen)
         own = [self.context.unmixed(now.sigma, now.x, now.denoised) for now in self.seen]
         found = [
             contraction(
@@ -305,9 +349,10 @@ class Recorder:
         def joined(state: Prediction, found: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
             if all(part is None for part in found):
                 return None
-            both = zip_longest(found, unpack(state.x, shapes))
-            whole = pack([torch.full_like(x, torch.nan) if part is None else part for part, x in both], shapes)
-            return whole * output_slope(self.context.sampling, torch.full((1,), state.sigma), state.x[:1]).square()
+            both = zip_longest(found, unpack(state.denoised, shapes))
+            whole = pack([torch.full_like(of, torch.nan) if part is None else part for part, of in both], shapes)
+            slope = output_slope(self.context.sampling, torch.full((1,), state.sigma), state.denoised[:1])
+            return whole * slope.square()
 
         return [joined(*both) for both in zip(self.seen, zip(*parts))] if parts else [None] * len(self.seen)
 
@@ -335,7 +380,7 @@ class Recorder:
         times more for this.
         """
         layer = look.layer
-        latent = unpack(first.x, self.context.shapes)[layer.part].shape[1:]
+        latent = unpack(first.denoised, self.context.shapes)[layer.part].shape[1:]
         geometry, count = layer.geometry, shape[1:].numel()
         is_last = geometry.kind == "conv2d" and geometry.out_features >= latent[0]
         if is_last and shape[1:] == latent[1:]:

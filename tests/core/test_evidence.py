@@ -1,7 +1,10 @@
 """What a run shows, against runs whose evidence is known by hand."""
 
+import dataclasses
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from bayesdiff_core.estimators.evidence import (
     levels_needed,
     log_gradient,
     read_evidence,
+    still_needed,
 )
 from bayesdiff_core.estimators.trajectory import Scales, State, Trajectory, Unknown
 
@@ -105,3 +109,31 @@ def test_blur_keeps_a_constant_and_a_sum():
     values[0, 3, 3] = 9
     assert torch.allclose(blur_box(values)[0, 2:5, 2:5], torch.ones(3, 3))
     assert torch.allclose(blur_box(torch.full((2, 5), 3.0)), torch.full((2, 5), 3.0))
+
+
+LEVELS_OF_RUNS = st.lists(st.floats(-2, 2).map(lambda power: round(10**power, 3)), min_size=2, max_size=60)
+
+
+@hypothesis.given(levels=LEVELS_OF_RUNS.map(lambda levels: sorted(levels, reverse=True)))
+def test_what_is_forgotten_on_the_way_changes_no_evidence(levels):
+    """A run that falls, twice at some levels, as samplers of higher order are."""
+    hypothesis.assume(levels[0] > levels[-1])
+    generator, image = torch.Generator().manual_seed(0), torch.randn(1, 2, 4, 4)
+    states = [
+        State(
+            level,
+            Scales(level, 1.0),
+            image,
+            image + level * torch.randn(image.shape, generator=generator),
+            0.5,
+            image**2 + 1,
+        )
+        for level in levels
+    ]
+    kept: set[int] = set()
+    for place in range(len(levels)):
+        kept = (kept | {place}) & still_needed(levels[: place + 1])
+        assert len(kept) <= 2 * len(LEVELS) + 2
+    whole = Trajectory(tuple(states), Scales(0.0, 1.0))
+    left = dataclasses.replace(whole, states=tuple(states[place] for place in sorted(kept)))
+    assert torch.equal(read_evidence(left).covariates, read_evidence(whole).covariates)

@@ -11,6 +11,7 @@ import torch
 from bayesdiff.bayesdiff_core.estimators.instant import Instant
 from bayesdiff.bayesdiff_core.estimators.tangents import Tangents
 from bayesdiff.host.last_layer import find_last_layer
+from bayesdiff.host.run.recorder import Recorder
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
 from bayesdiff.nodes.inputs import read_out
 from bayesdiff.nodes.mask import UncertaintyToMask
@@ -57,6 +58,35 @@ def test_every_sampler_makes_the_stock_samplers_calls_and_no_more(demo, demo_hea
     assert torch.equal(torch.get_rng_state(), state) and traces(model) == before
     assert torch.isfinite(uncertainty.variance).all() and (uncertainty.variance > 0).all()
     assert scores == pytest.approx(uncertainty.variance.sqrt().mean((1, 2, 3)).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepsAll(Instant):
+    """Instant, of a run that is kept whole."""
+
+    reads_evidence_alone = False
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2_ancestral", "dpmpp_sde", "uni_pc", "dpm_adaptive"])
+def test_what_is_kept_of_a_run_does_not_grow_with_its_steps(demo, demo_head, sampler, monkeypatch):
+    latent, kept = {"samples": torch.zeros(1, 4, 8, 8)}, []
+    after = Recorder.after
+
+    def counting(recorder, *seen):
+        after(recorder, *seen)
+        kept.append(sum(now.x.numel() + now.denoised.numel() for now in recorder.seen) / 256)
+
+    monkeypatch.setattr(Recorder, "after", counting)
+    found, most = {}, {}
+    for kind in (Instant, KeepsAll):
+        kept.clear()
+        _, found[kind], _ = ours(demo, demo_head, latent, options=options(kind()), steps=30, sampler_name=sampler)
+        most[kind] = max(kept)
+    assert most[Instant] <= 45 < most[KeepsAll]
+    assert torch.equal(found[Instant].variance, found[KeepsAll].variance)
+    for own, whole in zip(found[Instant].trajectory, found[KeepsAll].trajectory, strict=True):
+        assert own.sigma == whole.sigma
+        assert torch.equal(own.latent, whole.latent) and torch.equal(own.variance, whole.variance)
 
 
 @pytest.mark.parametrize("kind", FREE)

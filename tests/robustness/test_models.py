@@ -11,6 +11,7 @@ from bayesdiff.host.demo_model import load_demo_model
 from bayesdiff.nodes.head import FitLaplaceHead
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
 from in_process import traces
+from running import little_memory
 
 RUN = dict(seed=3, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0)
 EMPTY = {"samples": torch.zeros(2, 4, 8, 8)}
@@ -61,30 +62,23 @@ def test_one_head_for_a_model_its_clone_and_another_load_of_it(demo, demo_head, 
 
 @pytest.mark.parametrize("state", ["LOW_VRAM", "NO_VRAM"])
 def test_weights_that_are_cast_piece_by_piece(demo, demo_head, monkeypatch, state):
-    """What --lowvram and --novram do, by the host's own code: it is told that this CPU is a device of little memory."""
     expected, plain = ours(demo, demo_head, "ensemble")[2], stock(demo)
     model = load_demo_model("owl")
     head = fit(model)
     comfy.model_management.unload_all_models()
-    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState[state])
-    free = 2**20
-
-    def get_free_memory(device=None, torch_free_too=False):
-        return (free, free) if torch_free_too else free
-
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", get_free_memory)
-    # So little memory that the host also calls the network for each prompt alone, which rounds in other ways.
-    tight = stock(model)
-    assert model[0].model.model_lowvram and model[0].loaded_size() < model[0].model_size(), "not all of it is loaded"
-    assert torch.allclose(tight, plain, atol=1e-2)
-    before = traces(model[0])
-    for quality in ("balanced", "ensemble"):
-        latent, _, scores = ours(model, demo_head, quality)
-        assert torch.equal(latent, tight) and torch.equal(stock(model), tight)
-    assert scores == pytest.approx(expected, rel=1e-2) and traces(model[0]) == before
-    assert torch.allclose(fit(model).precision.values, head.precision.values, rtol=1e-2)
-    monkeypatch.undo()
+    with little_memory(monkeypatch, state):
+        # So little memory that the host also calls the network for each prompt alone, which rounds in other ways.
+        tight = stock(model)
+        assert model[0].model.model_lowvram and model[0].loaded_size() < model[0].model_size(), (
+            "not all of it is loaded"
+        )
+        assert torch.allclose(tight, plain, atol=1e-2)
+        before = traces(model[0])
+        for quality in ("balanced", "ensemble"):
+            latent, _, scores = ours(model, demo_head, quality)
+            assert torch.equal(latent, tight) and torch.equal(stock(model), tight)
+        assert scores == pytest.approx(expected, rel=1e-2) and traces(model[0]) == before
+        assert torch.allclose(fit(model).precision.values, head.precision.values, rtol=1e-2)
     comfy.model_management.unload_all_models()
     assert torch.equal(stock(model), plain)
 
