@@ -61,10 +61,10 @@ WIDE_FLUX: Family = dataclasses.replace(
     | dict(hidden_size=3072, num_heads=24, mlp_ratio=1.0, depth=0, depth_single_blocks=1, axes_dim=[16, 56, 56]),
     latent=(1, 16, 128, 128),
 )
-# As wide as Wan 2.1's 1.3B, with one of its thirty blocks, and a clip of 33 frames at 480p.
+# As wide as Wan 2.1's 1.3B, with three of its thirty blocks, and a clip of 33 frames at 480p.
 WIDE_WAN: Family = dataclasses.replace(
     FAMILIES["Wan"],
-    options=FAMILIES["Wan"].options | dict(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1, freq_dim=256),
+    options=FAMILIES["Wan"].options | dict(dim=1536, ffn_dim=8960, num_heads=12, num_layers=3, freq_dim=256),
     latent=(1, 16, 9, 60, 104),
 )
 EXTRAS = {"SD 1.5": {}, "SDXL": {"pooled_output": torch.full((1, 1280), 0.3)}}

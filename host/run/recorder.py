@@ -183,9 +183,8 @@ class Recorder:
         sigma = float(timestep.flatten()[0])
         scales = self.context.scales(sigma)
         uncond: list[torch.Tensor] = []
-        if self.asks and len(model_options.get(POST_CFG, [])) > len(
-            self.context.options["model_options"].get(POST_CFG, [])
-        ):
+        base = self.context.options["model_options"].get(POST_CFG, [])
+        if self.asks and len(model_options.get(POST_CFG, [])) > len(base):
             # A CFG++ sampler: its steps go along the prediction for the negative prompt.
             model_options = model_options | {POST_CFG: [*model_options[POST_CFG], see_uncond(uncond)]}
         cache = step_cache(model_options)
