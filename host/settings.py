@@ -12,7 +12,15 @@ import nodes  # the host's, not ours
 import torch
 from comfy.model_patcher import ModelPatcher
 
-SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+
+def samplers() -> list[str]:
+    """Names of the sampling algorithms; looked up at each call, since other packs add theirs."""
+    return comfy.samplers.KSampler.SAMPLERS
+
+
+def schedulers() -> list[str]:
+    """Names of the ways to space sigmas, as :func:`samplers`."""
+    return comfy.samplers.KSampler.SCHEDULERS
 
 
 class Guidance(NamedTuple):

@@ -1,6 +1,7 @@
 """What the user sees: one file per topic, no mathematics."""
 
 from .best_of_n import KSamplerBestOfN
+from .choices import take_only_offered
 from .demo import DemoModel, DemoVideoModel
 from .filter import FilterByUncertainty
 from .head import FitLaplaceHead, LoadLaplaceHead, SaveLaplaceHead
@@ -41,3 +42,6 @@ NODES = [
     DemoModel,
     DemoVideoModel,
 ]
+
+for node in NODES:
+    take_only_offered(node)

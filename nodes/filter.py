@@ -135,9 +135,7 @@ class FilterByUncertainty(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rule, scores=None, uncertainty=None) -> bool | str:
-        if rule[0] is not None and rule[0] not in RULES:
-            return f"Expected one of the rules {', '.join(RULES)}, got {rule[0]}; choose one of them."
+    def validate_inputs(cls, scores=None, uncertainty=None) -> bool | str:
         if scores is None and uncertainty is None:
             return NO_SCORES
         return True

@@ -10,7 +10,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..bayesdiff_core.estimators.registry import DEFAULT_QUALITY, ENSEMBLE, QUALITIES
 from ..bayesdiff_core.reading.uncertainty import Uncertainty
 from ..host.run.beside import Beside
-from ..host.settings import SAMPLERS, SCHEDULERS
+from ..host.settings import samplers, schedulers
 
 LaplaceHeadType = io.Custom("LAPLACE_HEAD")
 UncertaintyType = io.Custom("UNCERTAINTY")
@@ -49,8 +49,8 @@ def schedule_inputs() -> list[io.Input]:
     return [
         io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Number of denoising steps."),
         cfg_input("Classifier-free guidance: how closely the image follows the prompt."),
-        io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
-        io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How noise is removed over steps."),
+        io.Combo.Input("sampler_name", options=samplers(), tooltip="The sampling algorithm."),
+        io.Combo.Input("scheduler", options=schedulers(), tooltip="How noise is removed over steps."),
         io.Conditioning.Input("positive", tooltip="What the image should show."),
         io.Conditioning.Input("negative", tooltip="What the image should not show."),
         io.Latent.Input("latent_image", tooltip="The latent to denoise; its noise mask is honoured."),

@@ -203,6 +203,26 @@ def test_scores_images_and_members_that_are_no_number(demo, images, value):
     assert heat_map.isfinite().all()
 
 
+# ---------------------------------------------------------------- choices that nobody offers
+
+
+@pytest.mark.parametrize("name", ["sampler_name", "scheduler", "quality"])
+def test_a_choice_that_a_link_brings_is_checked_before_any_work(demo, demo_head, name):
+    """The host checks what a widget holds alone."""
+    calls, wrong = [], dict(quality="quick") | RUN | {name: "nothing like it"}
+    given = prompts(demo) | dict(seed=3, latent_image=empty(), denoise=1.0, head=demo_head)
+    best_of = dict(candidates=2, keep=1, share=0.5, batch_size=1, score_finished=False)
+    handle = demo[0].model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        for node, more in ((KSamplerBayesDiff, dict(members=2)), (KSamplerBestOfN, best_of)):
+            quality = {} if node is KSamplerBestOfN or name == "quality" else dict(quality="draft")
+            with pytest.raises(ValueError, match=f"^Expected one of what {name} offers .* got 'nothing like it'; "):
+                node.execute(**given | wrong | quality | more)
+    finally:
+        handle.remove()
+    assert not calls
+
+
 # ---------------------------------------------------------------- sizes of every kind
 
 sides = st.integers(1, 13)

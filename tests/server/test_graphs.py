@@ -466,6 +466,22 @@ def test_too_few_members_are_refused_before_anything_runs(server, members):
         server.queue(with_sampler(base_graph(), members=members))
 
 
+def test_what_a_node_does_not_offer_is_refused_before_anything_runs(server):
+    """Every choice of every node of ours, in one sentence: the oldest host lets them pass."""
+    asked = set()
+    for name, info in server.object_info().items():
+        inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+        for key in (key for key, spec in inputs.items() if spec[0] == "COMBO" and name.startswith("BayesDiff")):
+            graph = {"ours": node(name, **{key: "nothing like it"}), "show": node("PreviewAny", source=["ours", 0])}
+            with pytest.raises(comfy_server.PromptRejected) as rejection:
+                server.queue(graph)
+            found = [error["details"] for error in rejection.value.node_errors["ours"]["errors"]]
+            assert len(found) == 1 and found[0].startswith(f"Expected one of what {key} offers ("), (name, key, found)
+            assert found[0].endswith("), got 'nothing like it'; choose one of these.")
+            asked.add(key)
+    assert {"sampler_name", "scheduler", "quality", "estimator", "rule", "head_name", "add_noise"} <= asked
+
+
 def test_a_latent_of_another_model_is_one_sentence(server):
     graph = with_sampler(base_graph())
     graph["wide"] = node("EmptySD3LatentImage", width=128, height=128, batch_size=1)
