@@ -13,6 +13,7 @@ from bayesdiff import comfy_entrypoint
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.latents import empty_latent
 from bayesdiff.host.nested import by_part
+from server import PromptServer
 from template_files import FILE, MODELS, declared, register
 from template_graphs import SAMPLERS, WIDGETS, Graph, is_link
 
@@ -87,7 +88,7 @@ def without_guides(prompt: list) -> list:
 
 
 class Quiet:
-    """What the executor tells of its progress goes nowhere."""
+    """What the executor and the nodes tell of their progress goes nowhere."""
 
     client_id = last_node_id = last_prompt_id = None
     sockets_metadata: dict = {}  # noqa: RUF012
@@ -95,9 +96,13 @@ class Quiet:
     def send_sync(self, *message) -> None:
         pass
 
+    def send_progress_text(self, *message) -> None:
+        pass
+
 
 def prepare_host() -> None:
     """Load the host's own nodes, ours, and those that stand for files."""
+    PromptServer.instance = Quiet()
     asyncio.run(nodes.init_builtin_extra_nodes())
 
     async def ours() -> list[type]:
