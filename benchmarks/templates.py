@@ -36,11 +36,12 @@ from bayesdiff.host.nested import parts_of  # noqa: E402
 from bayesdiff.nodes.map import UncertaintyMap  # noqa: E402
 from bayesdiff.nodes.mask import UncertaintyToMask  # noqa: E402
 from reporting import list_of, make_parser, write_rows  # noqa: E402
-from template_files import KNOWN, Current, SmallVae, family_of  # noqa: E402
+from template_files import KNOWN, SmallVae, family_of  # noqa: E402
 from template_graphs import Graph, Template, read_templates, unfolded  # noqa: E402
 from template_runs import (  # noqa: E402
     UNCERTAINTY,
     Failed,
+    file_of,
     forget,
     kept,
     made_small,
@@ -49,6 +50,7 @@ from template_runs import (  # noqa: E402
     prepare_host,
     run_graph,
     samplers_of,
+    with_files,
     with_ours,
     without_heads,
 )
@@ -132,7 +134,7 @@ def is_sentence(failed: Failed) -> bool:
 
 def compared(graph: Graph, kinds: dict[str, str], about: dict, all_of) -> Iterator[dict]:
     """Rows of a graph that this host can run."""
-    Current.file = model_files(graph)[0]
+    graph = with_files(graph)
     links = {name: [name, 0] for name in kinds}
     try:
         expected = run_graph(kept(graph, links))
@@ -159,8 +161,8 @@ def compared(graph: Graph, kinds: dict[str, str], about: dict, all_of) -> Iterat
     except Failed as failed:
         yield from all_of(REFUSED if is_sentence(failed) else WRONG, f"{failed.kind}: {failed.text}")
         return
-    vae = SmallVae(Current.file)
     for name, kind in kinds.items():
+        vae = SmallVae(file_of(graph, name))
         ours, stock, uncertainties = found[name], expected[name], found[f"{name} uncertainty"]
         each = [fault(*parts, vae) for parts in zip(ours, stock, uncertainties, strict=True)]
         status, why = next((one for one in each if one[0] != RIGHT), each[0])

@@ -23,7 +23,7 @@ from .files import read_caption, read_image
 from .identity import describe_model
 from .last_layer import LastLayer, find_last_layer, other_last_layers
 from .latents import empty_latent, latent_grid
-from .layout import by_image, discover_last_layer, layout_at
+from .layout import by_image, discover_last_layer, layout_at, visit_once
 from .nested import batches_of, by_part, count_of, joined, normal_noise, parts_of, shapes_of
 from .run.space import output_slope
 from .settings import WHOLE, Guidance, Part, RunSettings, Stretch
@@ -169,6 +169,14 @@ def examples_from_folder(
     return data, captions
 
 
+def is_called(model: ModelPatcher, layer: LastLayer, positive, latent: torch.Tensor) -> bool:
+    """Whether the network calls the layer under this prompt: Wan Dancer has two, and the frame rate chooses."""
+    seen: list[torch.Tensor] = []
+    with layer.watched(seen.append):
+        visit_once(model, positive, latent, lambda denoise, x, sigma, x0: denoise(x))
+    return bool(seen)
+
+
 def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer]:
     """The last layer by the table, or where that is silent by a look at a few calls of the network.
 
@@ -177,7 +185,10 @@ def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer
     latent = by_part(lambda part: part[:1], example.latents)
     try:
         first = find_last_layer(model)
+        found = is_called(model, first, example.positive, latent)
     except ValueError:
+        found = False
+    if not found:
         first = discover_last_layer(model, example.positive, latent)
     layers = [first, *other_last_layers(model, first)]
     with suppress(ValueError):
@@ -302,17 +313,15 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
     fits = [LayerFit(layer, settings, generator) for layer in last_layers_for_fit(model, data[0])]
     prompts = 1 if settings.cfg == 1 else 2
     progress = comfy.utils.ProgressBar(settings.levels * prompts * len(data))
-    blocks, most = Blocks(model.model.diffusion_model), 0
+    blocks, most = Blocks(model.model.diffusion_model), {}
 
-    def visit(denoise, x, sigma, x0, shapes):
-        nonlocal most
+    def visit(denoise, x, sigma, x0, shapes, kind):
         with ExitStack() as stack:
             for fit in fits:
                 stack.enter_context(fit.layer.watched(fit.see))
             stack.enter_context(blocks.counting())
             denoised = denoise(x)
-        most = max(most, blocks.most)
-        if blocks.most < most:
+        if blocks.most != most.setdefault(kind, blocks.most):
             raise ValueError(ANSWERED_BY_A_CACHE)
         residual = (denoised - x0) / output_slope(model.get_model_object("model_sampling"), sigma, x0)
         parts = unpack(residual, shapes)
@@ -327,9 +336,11 @@ def fit_head(model: ModelPatcher, data: list[Example], negative, settings: FitSe
                 share = settings.part.at((level + float(torch.rand((), generator=generator))) / settings.levels)
                 eps = normal_noise(example.latents, count_of(example.latents), generator)
                 alone = Guidance(conditioning, conditioning, 1.0)
+                # References in a prompt run blocks of their own.
+                kind = frozenset(name for _, options in conditioning for name in options)
 
-                def at_state(latents, eps, share=share, alone=alone):
-                    seen = functools.partial(visit, shapes=shapes_of(latents))
+                def at_state(latents, eps, share=share, alone=alone, kind=kind):
+                    seen = functools.partial(visit, shapes=shapes_of(latents), kind=kind)
                     visit_state(model, NoisedState(latents, share, eps), alone, seen)
 
                 or_one_by_one(at_state, example.latents, eps)

@@ -129,7 +129,11 @@ IMAGES = {
 
 # Families that differ little from one above, and those of newer hosts.
 MORE_IMAGES = {
-    "Lotus-D": Family("LotusD", UNET | dict(num_classes="sequential", adm_in_channels=4), UNET_END, SMALL),
+    # As wide as the one prompt that the host has for it.
+    "Lotus-D": Family(
+        "LotusD", UNET | dict(num_classes="sequential", adm_in_channels=4, context_dim=1024), UNET_END, SMALL,
+        context=(7, 1024),
+    ),
     "Zero123": Family(
         "Stable_Zero123", UNET | dict(in_channels=8, context_dim=768), UNET_END, SMALL, context=(1, 768),
         weights={"cc_projection.weight": torch.eye(768, 772), "cc_projection.bias": torch.zeros(768)},

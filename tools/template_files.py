@@ -5,16 +5,21 @@ Each takes the place of the host's node of its name, so that a template's graph 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import zlib
 from collections import defaultdict
 
+import comfy.ops
 import nodes
 import torch
 import torch.nn.functional as F
 from bayesdiff.host.latents import latent_grid
+from comfy.clip_vision import Output
+from comfy.model_patcher import ModelPatcher
 from families import EVERY
 from family import Family
+from image_families import XL
 from sounding import SOUNDING
 
 # By the name of a model's file, the first that fits: the family, or "" for one that this host does not know.
@@ -39,8 +44,29 @@ FAMILY_OF = [
     (r"svd", "Stable Video Diffusion"), (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
 ]  # fmt: skip
 KNOWN = EVERY | SOUNDING
-LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "ImageOnlyCheckpointLoader")
+KNOWN["SDXL"] = dataclasses.replace(  # as wide as the host's noise for pictures as prompts
+    KNOWN["SDXL"],
+    options=XL | {"adm_in_channels": 1280 + 6 * 256},
+    extras={"pooled_output": torch.full((1, 1280), 0.3)},
+)
+# Type of an input that no template gives: the file of the model that a loader of something else is for.
+FILE = "MODEL_FILE"
 SIDE, FRAMES = 128, 9
+# Widths of what an encoder makes of a picture, as a whole and of its patches, and layers and width of what one makes of
+# sound, where a family wants its own; else those of CLIP and of a small wav2vec 2.
+VISION_WIDTHS = {"Hunyuan-Video 1.5": (768, 1152), "SDXL": (1280, 1280), "Stable Video Diffusion": (16, 1280)}
+SOUND_LAYERS = {"Wan sound": (25, 16), "Wan HuMo": (33, 1280)}
+# Nodes that add what a file holds to what goes through them. It is left out.
+LEFT_OUT = (
+    "QwenImageDiffsynthControlnet", "ZImageFunControlnet", "USOStyleReference", "AnimaLLLiteApply", "StyleModelApply",
+    "ControlNetApplyAdvanced", "ControlNetApplySD3", "ControlNetInpaintingAliMamaApply", "ImageUpscaleWithModel",
+    "FluxKontextImageScale",
+)  # fmt: skip
+# Loaders of what is left out.
+NOT_LOADED = {
+    "ControlNetLoader": "CONTROL_NET", "StyleModelLoader": "STYLE_MODEL", "UpscaleModelLoader": "UPSCALE_MODEL",
+    "LatentUpscaleModelLoader": "LATENT_UPSCALE_MODEL", "LoadMoGeModel": "MOGE_MODEL",
+}  # fmt: skip
 # Pictures that a node enlarges beyond the first before it encodes them are encoded at the second.
 LARGEST, SMALLER = 512, 160
 
@@ -162,28 +188,20 @@ class SmallSoundVae:
         return torch.randn(1, self.latent_channels, FRAMES, self.latent_frequency_bins, generator=seed_of("sound"))
 
 
-class Current:
-    """What the graph at hand is about: the first of its models decides how text and pictures are encoded.
-
-    Attributes:
-        file: of that model.
-        models: those that were loaded, by their files.
-    """
-
-    file = ""
-    models: dict = {}  # noqa: RUF012
+# Those that were loaded, by their files.
+MODELS: dict = {}
 
 
 def small_model(file: str):
     """A small model of the file's family, whose weights differ from those of other files."""
-    if file not in Current.models:
+    if file not in MODELS:
         model = KNOWN[family_of(file)].build()
         generator = seed_of(file)
         with torch.no_grad():
             for parameter in model.model.diffusion_model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-        Current.models[file] = model
-    return Current.models[file]
+        MODELS[file] = model
+    return MODELS[file]
 
 
 def changed(model, file: str, strength: float):
@@ -206,17 +224,50 @@ def picture(name: str, frames: int = 1) -> torch.Tensor:
 
 
 class SmallVision:
-    """Encodes any picture as random features of the width that the host's CLIP vision models have."""
+    """Encodes any picture as random features of the width that a family wants."""
+
+    def __init__(self, family: str):
+        self.whole, self.width = VISION_WIDTHS.get(family, (768, 1280))
 
     def encode_image(self, image, crop=True):
-        from comfy.clip_vision import Output
-
         output, generator = Output(), seed_of("vision")
-        output["image_embeds"] = torch.randn(len(image), 768, generator=generator)
-        output["last_hidden_state"] = torch.randn(len(image), 257, 1280, generator=generator)
-        output["penultimate_hidden_states"] = torch.randn(len(image), 257, 1280, generator=generator)
+        output["image_embeds"] = torch.randn(len(image), self.whole, generator=generator)
+        output["last_hidden_state"] = torch.randn(len(image), 257, self.width, generator=generator)
+        output["penultimate_hidden_states"] = torch.randn(len(image), 257, self.width, generator=generator)
         output["image_sizes"] = [(3, SIDE, SIDE)] * len(image)
         return output
+
+
+class SmallHearing:
+    """Encodes any sound as random features, 50 a second, of the layers and width that a family wants."""
+
+    def __init__(self, family: str):
+        self.layers, self.width = SOUND_LAYERS.get(family, (13, 768))
+
+    def encode_audio(self, waveform: torch.Tensor, rate: int) -> dict:
+        samples = waveform.shape[-1] * 16000 // rate
+        features = torch.randn(self.layers, 1, samples // 320, self.width, generator=seed_of("sound"))
+        return {
+            "encoded_audio": features[-1], "encoded_audio_all_layers": list(features), "audio_samples": samples
+        }  # fmt: skip
+
+
+def small_talk_patch():
+    """InfiniteTalk's patch for a small Wan."""
+    from comfy_extras.nodes_model_patch import MultiTalkModelPatch  # which old hosts lack
+
+    cpu, options = torch.device("cpu"), KNOWN["Wan image"].options
+    patch = MultiTalkModelPatch(
+        in_dim=options["dim"], intermediate_dim=16, out_dim=16, num_layers=1, operations=comfy.ops.manual_cast
+    )
+    attention = patch.blocks[0].audio_cross_attn
+    attention.num_heads, attention.head_dim = options["num_heads"], options["dim"] // options["num_heads"]
+    attention.rope_1d.head_dim = attention.head_dim
+    generator = seed_of("patch")
+    with torch.no_grad():
+        for parameter in patch.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return ModelPatcher(patch, load_device=cpu, offload_device=cpu)
 
 
 def stand_in(outputs: tuple[str, ...], make, **inputs) -> type:
@@ -243,12 +294,35 @@ def sound() -> dict:
     return {"waveform": 0.1 * torch.randn(1, 2, 16000, generator=seed_of("sound")), "sample_rate": 16000}
 
 
-def clip_of(**_):
-    return (SmallClip(KNOWN[family_of(Current.file)]),)
+def passed_on(kind: str) -> type:
+    """For a node of the host: each of its outputs is the input of its type."""
+    node, inputs = nodes.NODE_CLASS_MAPPINGS[kind], declared(kind)
+    outputs = tuple(map(str, node.RETURN_TYPES))
+
+    def pass_on(**given) -> tuple:
+        left = list(inputs)
+        found = []
+        for output in outputs:
+            name = next(name for name in left if inputs[name] == output)
+            left.remove(name)
+            found.append(given[name])
+        return tuple(found)
+
+    return stand_in(outputs, pass_on, **inputs)
 
 
-def vae_of(vae_name: str = "") -> tuple:
-    return (SmallSoundVae() if "audio" in vae_name else SmallVae(Current.file),)
+def declared(kind: str) -> dict:
+    """Types of a node's inputs, by name."""
+    inputs = nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES() if kind in nodes.NODE_CLASS_MAPPINGS else {}
+    return {name: spec[0] for part in ("required", "optional") for name, spec in inputs.get(part, {}).items()}
+
+
+def clip_of(model_file: str, **_):
+    return (SmallClip(KNOWN[family_of(model_file)]),)
+
+
+def vae_of(model_file: str, vae_name: str = "") -> tuple:
+    return (SmallSoundVae() if "audio" in vae_name else SmallVae(model_file),)
 
 
 def enlarge(samples: dict) -> tuple[dict]:
@@ -267,20 +341,25 @@ def register() -> None:
         return changed(model, lora_name, strength_model), clip
 
     clips = "CLIPLoader DualCLIPLoader TripleCLIPLoader QuadrupleCLIPLoader LTXAVTextEncoderLoader".split()
-    nodes.NODE_CLASS_MAPPINGS |= {name: stand_in(("CLIP",), clip_of) for name in clips} | {
+    stand_ins = {name: stand_in(("CLIP",), clip_of, model_file=FILE) for name in clips} | {
         "UNETLoader": stand_in(("MODEL",), lambda unet_name: (small_model(unet_name),), unet_name=text),
         "CheckpointLoaderSimple": stand_in(
             ("MODEL", "CLIP", "VAE"),
-            lambda ckpt_name: (small_model(ckpt_name), *clip_of(), SmallVae(ckpt_name)),
+            lambda ckpt_name: (small_model(ckpt_name), *clip_of(ckpt_name), SmallVae(ckpt_name)),
             ckpt_name=text,
         ),
         "ImageOnlyCheckpointLoader": stand_in(
             ("MODEL", "CLIP_VISION", "VAE"),
-            lambda ckpt_name: (small_model(ckpt_name), SmallVision(), SmallVae(ckpt_name)),
+            lambda ckpt_name: (small_model(ckpt_name), SmallVision(family_of(ckpt_name)), SmallVae(ckpt_name)),
             ckpt_name=text,
         ),
-        "VAELoader": stand_in(("VAE",), vae_of, vae_name=text),
-        "CLIPVisionLoader": stand_in(("CLIP_VISION",), lambda: (SmallVision(),)),
+        "VAELoader": stand_in(("VAE",), vae_of, vae_name=text, model_file=FILE),
+        "CLIPVisionLoader": stand_in(
+            ("CLIP_VISION",), lambda model_file: (SmallVision(family_of(model_file)),), model_file=FILE
+        ),
+        "AudioEncoderLoader": stand_in(
+            ("AUDIO_ENCODER",), lambda model_file: (SmallHearing(family_of(model_file)),), model_file=FILE
+        ),
         "LoraLoader": stand_in(("MODEL", "CLIP"), apply_lora, **lora),
         "LoraLoaderModelOnly": stand_in(("MODEL",), lambda **given: apply_lora(**given)[:1], **lora),
         "LoadImage": stand_in(
@@ -288,26 +367,18 @@ def register() -> None:
             image=text,
         ),
         "LoadImageMask": stand_in(("MASK",), lambda: ((picture("mask")[..., 0] > 0.5).float(),)),
+        "Painter": stand_in(("IMAGE", "MASK"), lambda: (picture("paint"), (picture("paint")[..., 0] > 0.5).float())),
         "LoadAudio": stand_in(("AUDIO",), lambda: (sound(),)),
         "GetVideoComponents": stand_in(("IMAGE", "AUDIO", "FLOAT"), lambda: (picture("clip", FRAMES), sound(), 16.0)),
-        # What a ControlNet in a file of its own would add is left out.
-        "ModelPatchLoader": stand_in(("MODEL_PATCH",), lambda: (None,)),
-        "QwenImageDiffsynthControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
-        "ZImageFunControlnet": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
-        "USOStyleReference": stand_in(("MODEL",), lambda model: (model,), model="MODEL"),
-        "ControlNetLoader": stand_in(("CONTROL_NET",), lambda: (None,)),
-        "ControlNetInpaintingAliMamaApply": stand_in(
-            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
-            negative="CONDITIONING",
-        ),
-        "ControlNetApplyAdvanced": stand_in(
-            ("CONDITIONING", "CONDITIONING"), lambda positive, negative: (positive, negative), positive="CONDITIONING",
-            negative="CONDITIONING",
+        # A network that looks at a picture's depth or pose shows another picture.
+        "MoGeInference": stand_in(("MOGE_GEOMETRY",), lambda image: (image,), image="IMAGE"),
+        "MoGeRender": stand_in(("IMAGE",), lambda moge_geometry: (moge_geometry,), moge_geometry="MOGE_GEOMETRY"),
+        "ModelPatchLoader": stand_in(
+            ("MODEL_PATCH",), lambda name: (small_talk_patch() if "talk" in name.lower() else None,), name=text
         ),
         "LTXVAudioVAELoader": stand_in(("VAE",), lambda: (SmallSoundVae(),)),
-        "LatentUpscaleModelLoader": stand_in(("LATENT_UPSCALE_MODEL",), lambda: (None,)),
         "LTXVLatentUpsampler": stand_in(("LATENT",), enlarge, samples="LATENT"),
-        "UpscaleModelLoader": stand_in(("UPSCALE_MODEL",), lambda: (None,)),
-        "ImageUpscaleWithModel": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
-        "FluxKontextImageScale": stand_in(("IMAGE",), lambda image: (image,), image="IMAGE"),
     }  # fmt: skip
+    stand_ins |= {name: stand_in((kind,), lambda: (None,)) for name, kind in NOT_LOADED.items()}
+    stand_ins |= {name: passed_on(name) for name in LEFT_OUT if name in nodes.NODE_CLASS_MAPPINGS}
+    nodes.NODE_CLASS_MAPPINGS |= {name: node for name, node in stand_ins.items() if name in nodes.NODE_CLASS_MAPPINGS}

@@ -13,17 +13,24 @@ from bayesdiff import comfy_entrypoint
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from bayesdiff.host.latents import empty_latent
 from bayesdiff.host.nested import by_part
-from template_files import Current, register
-from template_graphs import SAMPLERS, Graph, is_link
+from server import PromptServer
+from template_files import FILE, MODELS, declared, register
+from template_graphs import SAMPLERS, WIDGETS, Graph, is_link
 
 # Small sizes for whatever decides about them.
 SIZES = {
     "width": 128, "height": 128, "length": 9, "video_frames": 9, "megapixels": 0.0164, "frames_number": 9,
     "largest_size": 128, "longer_edge": 128, "longer_size": 128, "resize_type.longer_size": 128, "size": 128,
     "resize_type.megapixels": 0.0164, "resize_type.width": 128, "resize_type.height": 128, "batch_length": 9,
+    "frame_idx": 8, "amount": 9,
 }  # fmt: skip
 # Inputs by which a latent goes through a node that leaves it as it is, or only enlarges it.
-THROUGH = {"LatentUpscale": "samples", "LatentUpscaleBy": "samples", "Reroute": ""}
+THROUGH = {
+    "LatentUpscale": "samples", "LatentUpscaleBy": "samples", "LTXVLatentUpsampler": "samples",
+    "LTXVSeparateAVLatent": "av_latent", "LTXVConcatAVLatent": "video_latent", "LTXVImgToVideoInplace": "latent",
+}  # fmt: skip
+# Types of links that a model goes along to a sampler; the last three are those of nodes that pass on whatever comes.
+MODEL_LINKS = {"MODEL", "GUIDER", "*", "COMFY_MATCHTYPE_V3", None}
 TEXT = "a picture"
 GUIDES = ("keyframe_idxs", "guide_attention_entries")
 OURS = {
@@ -81,7 +88,7 @@ def without_guides(prompt: list) -> list:
 
 
 class Quiet:
-    """What the executor tells of its progress goes nowhere."""
+    """What the executor and the nodes tell of their progress goes nowhere."""
 
     client_id = last_node_id = last_prompt_id = None
     sockets_metadata: dict = {}  # noqa: RUF012
@@ -89,9 +96,13 @@ class Quiet:
     def send_sync(self, *message) -> None:
         pass
 
+    def send_progress_text(self, *message) -> None:
+        pass
+
 
 def prepare_host() -> None:
     """Load the host's own nodes, ours, and those that stand for files."""
+    PromptServer.instance = Quiet()
     asyncio.run(nodes.init_builtin_extra_nodes())
 
     async def ours() -> list[type]:
@@ -130,12 +141,6 @@ def run_graph(graph: Graph) -> dict[str, list]:
     return dict(KEPT)
 
 
-def declared(kind: str) -> dict[str, Any]:
-    """Types of a node's inputs, by name."""
-    inputs = nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES() if kind in nodes.NODE_CLASS_MAPPINGS else {}
-    return {name: spec[0] for part in ("required", "optional") for name, spec in inputs.get(part, {}).items()}
-
-
 def defaults(kind: str) -> dict[str, Any]:
     """Values of inputs that a node got after a template was saved."""
     inputs = nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES() if kind in nodes.NODE_CLASS_MAPPINGS else {}
@@ -150,7 +155,7 @@ def made_small(graph: Graph) -> Graph:
         types = declared(node["class_type"])
         node["inputs"] = defaults(node["class_type"]) | node["inputs"]
         for name, value in node["inputs"].items():
-            if types.get(name) == "STRING" and is_link(value):
+            if types.get(name) == "STRING" and is_link(value) and not is_text_alone(graph, value[0]):
                 node["inputs"][name] = TEXT
             elif name in SIZES and (is_link(value) or isinstance(value, (int, float)) and value > SIZES[name]):
                 node["inputs"][name] = SIZES[name]
@@ -165,6 +170,14 @@ def made_small(graph: Graph) -> Graph:
             found[name] = small[name]
             wanted += [value[0] for value in small[name]["inputs"].values() if is_link(value)]
     return found
+
+
+def is_text_alone(graph: Graph, name: str) -> bool:
+    """Whether a node, and all that it needs, works on texts and numbers, and so stays as it is."""
+    types = declared(graph[name]["class_type"])
+    plain = types and all(isinstance(of, list) or set(str(of).split(",")) <= WIDGETS for of in types.values())
+    links = [value for value in graph[name]["inputs"].values() if is_link(value)]
+    return bool(plain) and all(is_text_alone(graph, link[0]) for link in links)
 
 
 def samplers_of(graph: Graph) -> list[str]:
@@ -197,6 +210,36 @@ def model_files(graph: Graph) -> list[str]:
         for name in ("unet_name", "ckpt_name")
         if name in node["inputs"]
     ]
+
+
+def needed(graph: Graph, name: str, kinds: set | None = None) -> list[str]:
+    """What a node needs, nearest first, without what other samplers need; only along links of these types."""
+    left = [name]
+    for now in left:
+        types = declared(graph[now]["class_type"])
+        for key, value in graph[now]["inputs"].items():
+            if not is_link(value) or value[0] in left or kinds and types.get(key) not in kinds:
+                continue
+            if graph[value[0]]["class_type"] not in SAMPLERS:
+                left.append(value[0])
+    return left[1:]
+
+
+def file_of(graph: Graph, sampler: str) -> str:
+    """File of the model that a sampler asks."""
+    along = needed(graph, sampler, MODEL_LINKS) + needed(graph, sampler)
+    return next(iter(model_files({name: graph[name] for name in along})), "") or model_files(graph)[0]
+
+
+def with_files(graph: Graph) -> Graph:
+    """The graph, in which whatever encodes for a sampler knows the file of its model."""
+    found = copy.deepcopy(graph)
+    for sampler in samplers_of(graph):
+        file = file_of(graph, sampler)
+        for name in needed(graph, sampler):
+            if FILE in declared(graph[name]["class_type"]).values():
+                found[name]["inputs"].setdefault("model_file", file)
+    return found
 
 
 def kept(graph: Graph, links: dict[str, list]) -> Graph:
@@ -273,4 +316,4 @@ def without_heads(graph: Graph) -> Graph:
 
 def forget() -> None:
     """Let go of the models of the last graph."""
-    Current.models.clear()
+    MODELS.clear()

@@ -98,11 +98,19 @@ def resized(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def least_agreement(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Correlation of two latents ``(n, c, ...)`` of the same shape, of the image that agrees least; 1 of flat ones."""
-    a, b = (values.float().flatten(2) for values in (first, second))
+    """Correlation of two latents ``(n, c, ...)`` of one shape, of the image or the frame that agrees least; 1 of flat.
+
+    One frame is enough to tell: of a clip that goes on from another picture, only the first was replaced.
+    """
+    a, b = (by_frame(values.float()).flatten(2) for values in (first, second))
     a, b = ((values - values.mean(2, keepdim=True)).flatten(1) for values in (a, b))
     scale = a.norm(dim=1) * b.norm(dim=1)
     return float(torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-12), 1.0).min())
+
+
+def by_frame(values: torch.Tensor) -> torch.Tensor:
+    """The frames of clips ``(n, c, t, h, w)`` as images of their own; other latents as they are."""
+    return values.movedim(2, 1).flatten(0, 1) if values.ndim == 5 else values
 
 
 def are_reordered(first: torch.Tensor, second: torch.Tensor) -> bool:

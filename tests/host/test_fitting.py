@@ -10,6 +10,7 @@ from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.host.posterior import Posterior
 from bayesdiff.host.run.space import output_slope
 from bayesdiff.host.settings import Guidance
+from families import EVERY, set_up
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 
@@ -73,6 +74,27 @@ def test_at_cfg_1_the_negative_prompt_does_not_count(demo, data):
 
 def trace_of(demo, data):
     return torch.tensor(trace(fit(demo, data, structure="full")))
+
+
+def layer_of(name: str, negative: dict, **more) -> str:
+    """Where the layer is that a small model is fitted at, under prompts with more in them."""
+    setup = set_up(name)
+    prompt, other = ([[text, options | new] for text, options in setup.positive] for new in (more, negative))
+    data = as_examples(torch.randn(setup.latent["samples"].shape, generator=torch.manual_seed(0)), prompt)
+    return fit_head(setup.model, data, other, FitSettings(3.0, 2, own_images=0)).about["layer"]
+
+
+@pytest.mark.skipif("OmniGen 2" not in EVERY, reason="this host lacks the family")
+def test_a_prompt_with_references_runs_more_blocks_than_one_without():
+    """No cache answers then: only prompts of one kind are alike."""
+    assert layer_of("OmniGen 2", {}, reference_latents=[torch.ones(1, 16, 8, 8)]) == EVERY["OmniGen 2"].path
+
+
+@pytest.mark.skipif("Wan dancer" not in EVERY, reason="this host lacks the family")
+@pytest.mark.parametrize("fps, layer", [(30, "head.head"), (15, "head_global.head")])
+def test_the_layer_that_runs_under_the_prompt_is_fitted(fps, layer):
+    """Of two ends of the network the frame rate chooses one."""
+    assert layer_of("Wan dancer", {"fps": fps}, fps=fps) == layer
 
 
 def test_fitting_leaves_nothing_behind(demo, data):
