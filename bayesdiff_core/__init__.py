@@ -12,4 +12,4 @@ Imports go one way: ``drawing`` and ``resampling`` read ``reading``, which reads
 ``estimators`` never reads ``posterior``: a host answers its questions.
 """
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -356,9 +356,14 @@ def write_docs(rows: list[dict]) -> None:
     text = [
         "# Fidelity against cost, measured",
         "",
+        "How close map and score of each quality come to those of an ensemble of whole runs, and what that costs in",
+        "network calls: three models at many steps and strengths of guidance. The first table has the means; in",
+        "*map/ceiling*, 1 is a map as good as that ensemble can show. [sampling.md](sampling.md) explains the",
+        "columns and says what to choose.",
+        "",
         f"Made by `python dev.py bench frontier --docs`, seed {SEED}. Each setting (`--batch`, `--members`): "
         + "; ".join(f"{model}, {size}" for model, size in sizes.items())
-        + ". [sampling.md](sampling.md) explains the columns and what they say.",
+        + ".",
         "",
         "![Fidelity of map and score against network calls](images/frontier.png)",
         "",

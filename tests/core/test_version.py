@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
 from bayesdiff_core import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_pyproject_has_the_version_of_the_package():
+@pytest.mark.parametrize("path", ["pyproject.toml", "farm/pyproject.toml"])
+def test_pyproject_has_the_version_of_the_package(path):
     # Python 3.10 has no tomllib.
-    found = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    found = re.findall(r'^version = "(.*)"$', (ROOT / path).read_text(encoding="utf-8"), re.M)
     assert found == [VERSION]
 
 
