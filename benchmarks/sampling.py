@@ -6,10 +6,10 @@
     python dev.py bench sampling --model wan --steps 2 --batch 1 --repeats 1 --qualities instant
 
 On the demo model; on random weights in the shape of SD 1.5; on one block of random weights as wide as Flux (3,072),
-whose 4,096 tokens are those of 1024 by 1024 pixels; or on three blocks as wide as Wan 2.1's 1.3B, which has thirty, for a
-clip of 33 frames of 832 by 480 pixels. Network calls are counted at the model's last layer;
-times are medians over the repeats. *overhead* is the time beyond that of as many calls of plain sampling; *memory* is
-the peak above what was used before the run, relative to plain sampling's, left out below 100 MiB, where it is noise.
+whose 4,096 tokens are those of 1024 by 1024 pixels; or on three of thirty blocks as wide as Wan 2.1's 1.3B, for a clip
+of 33 frames of 832 by 480 pixels. Network calls are counted at the model's last layer; times are medians over the
+repeats. *overhead* is the time beyond that of as many calls of plain sampling; *memory* is the peak above what was used
+before the run, relative to plain sampling's, left out below 100 MiB, where it is noise.
 """
 
 from __future__ import annotations

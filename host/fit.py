@@ -183,12 +183,10 @@ def last_layers_for_fit(model: ModelPatcher, example: Example) -> list[LastLayer
     Of nested latents those of the other parts too, up to the first that has none: a head's place says what it is of.
     """
     latent = by_part(lambda part: part[:1], example.latents)
-    try:
+    first = None
+    with suppress(ValueError):
         first = find_last_layer(model)
-        found = is_called(model, first, example.positive, latent)
-    except ValueError:
-        found = False
-    if not found:
+    if first is None or not is_called(model, first, example.positive, latent):
         first = discover_last_layer(model, example.positive, latent)
     layers = [first, *other_last_layers(model, first)]
     with suppress(ValueError):
