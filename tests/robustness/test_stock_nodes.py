@@ -1,4 +1,4 @@
-"""The host's own nodes as people put them before a sampler: patches, few steps, masks, batches, schedules."""
+"""The host's own nodes as people put them before a sampler: few steps, masks, batches, schedules, two samplers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import pytest
 import torch
 from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from comfy_extras import (
-    nodes_cfg,
     nodes_differential_diffusion,
     nodes_freelunch,
     nodes_latent,
     nodes_model_advanced,
-    nodes_pag,
     nodes_tomesd,
 )
 from families import FAMILIES
@@ -75,14 +73,6 @@ def lcm(demo, steps: int) -> Case:
     return case._replace(own_head=True)
 
 
-def pag_with_rescaled_cfg(demo) -> Case:
-    return patched(
-        demo,
-        lambda model: by(nodes_pag.PerturbedAttentionGuidance, model, 3.0),
-        lambda model: by(nodes_model_advanced.RescaleCFG, model, 0.7),
-    )
-
-
 def differential_diffusion(demo) -> Case:
     """With a mask for each image."""
     latent = {"samples": noise(2, 4, 16, 16), "noise_mask": slopes(2)}
@@ -94,20 +84,14 @@ def fixed_seeds(demo) -> Case:
     return patched(demo, latent=by(nodes_latent.LatentBatchSeedBehavior, EMPTY, "fixed"))
 
 
-def freeu_and_merged_tokens(demo) -> Case:
-    return patched(
+def one_patched_model_in_two_samplers(demo) -> Case:
+    """The second at another size."""
+    first = patched(
         demo,
         lambda model: by(nodes_freelunch.FreeU_V2, model, 1.3, 1.4, 0.9, 0.2),
         lambda model: by(nodes_tomesd.TomePatchModel, model, 0.3),
     )
-
-
-def freeu_and_merged_tokens_once_more(demo) -> Case:
-    """The same model in a second sampler, at another size."""
-    first = freeu_and_merged_tokens(demo)
-    larger = {
-        "samples": torch.nn.functional.interpolate(stock(first.setup, EMPTY, steps=2)["samples"], scale_factor=1.5)
-    }
+    larger = by(nodes.LatentUpscaleBy, stock(first.setup, EMPTY, steps=2), "bilinear", 1.5)
     return first._replace(latent=larger, settings=dict(denoise=0.5))
 
 
@@ -147,13 +131,9 @@ def prompts_with_a_gap(demo) -> Case:
 CASES = {
     "LCM, 2 steps": lambda demo: lcm(demo, 2),
     "LCM, 4 steps": lambda demo: lcm(demo, 4),
-    "PAG and RescaleCFG": pag_with_rescaled_cfg,
     "DifferentialDiffusion": differential_diffusion,
     "fixed seeds": fixed_seeds,
-    "FreeU_V2 and merged tokens": freeu_and_merged_tokens,
-    "FreeU_V2 and merged tokens, once more": freeu_and_merged_tokens_once_more,
-    "CFGZeroStar": lambda demo: patched(demo, lambda model: by(nodes_cfg.CFGZeroStar, model)),
-    "CFGNorm": lambda demo: patched(demo, lambda model: by(nodes_cfg.CFGNorm, model, 1.0)),
+    "one patched model in two samplers": one_patched_model_in_two_samplers,
     "two shifts": two_shifts,
     "repeated, with masks of another batch": repeated_with_masks_of_another_batch,
     "composite": composite,
