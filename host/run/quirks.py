@@ -8,13 +8,19 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import comfy.controlnet
 import comfy.model_management
+import comfy.samplers
 import numpy as np
 import torch
 
 
-def restart_hooks(guider) -> None:
-    """Let the hooks that prompts carry begin their walk through the sigmas again: it only goes forward."""
+def restart(guider) -> None:
+    """Let what prompts carry begin its walk through the sigmas again, as before a run: it only goes forward."""
+    for conds in guider.conds.values():
+        # The host's own controls do not walk, and some of them load weights here.
+        walking = [cond for cond in conds or [] if any(map(is_foreign, controls_of(cond)))]
+        comfy.samplers.pre_run_control(guider.inner_model, walking)
     hooks = [
         hook
         for conds in guider.conds.values()
@@ -26,6 +32,20 @@ def restart_hooks(guider) -> None:
         guider.model_patcher.clean_hooks()
     for hook in hooks:
         hook.initialize_timesteps(guider.inner_model)
+
+
+def controls_of(cond: dict) -> list:
+    """The control of a prompt, and those before it."""
+    found, control = [], cond.get("control")
+    while control is not None:
+        found.append(control)
+        control = getattr(control, "previous_controlnet", None)
+    return found
+
+
+def is_foreign(control) -> bool:
+    """Whether another pack made the class of a control."""
+    return type(control).__module__ != comfy.controlnet.__name__
 
 
 def step_cache(model_options: dict):

@@ -34,7 +34,7 @@ from ..said import say
 from .beside import Beside
 from .context import POST_CFG, RunContext
 from .look import Look
-from .quirks import Generators, is_compiled, restart_hooks, step_cache
+from .quirks import Generators, is_compiled, restart, step_cache
 from .space import latent_slope, output_slope
 
 CACHED = (
@@ -393,7 +393,7 @@ class Recorder:
         prompt = next(conds for conds in guider.conds.values() if conds)
 
         def denoise(x: torch.Tensor) -> torch.Tensor:
-            restart_hooks(guider)
+            restart(guider)
             self.calls += 1
             at = torch.full((len(x),), first.sigma, device=x.device)
             return comfy.samplers.calc_cond_batch(guider.inner_model, [prompt], x, at, model_options)[0]

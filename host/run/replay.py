@@ -14,7 +14,7 @@ from ..posterior import NoPosterior, Posterior
 from .context import RunContext
 from .look import Answers
 from .progress import Progress
-from .quirks import has_company, restart_hooks, without_cache
+from .quirks import has_company, restart, without_cache
 from .recorder import Recording
 from .ride import ride
 
@@ -68,8 +68,9 @@ class Replay(NominalRun):
         self.options = without_cache(context.options)
         self.calls = 0
         self.known = False
-        # The state that was asked about last: hooks begin anew where the next is of a higher sigma.
+        # The state that was asked about last: what walks begins anew where the next is of a higher sigma.
         self.last = State(-math.inf, Scales(0.0, 1.0), torch.empty(0), torch.empty(0), 1.0)
+        self.asked: set[int] = set()
         self.last_draws: tuple[int, list[torch.Tensor]] | None = None
 
     @property
@@ -157,14 +158,16 @@ class Replay(NominalRun):
             raise Unknown(ANSWERS_OTHERWISE)
 
     def check_end(self) -> None:
-        """Ask again at the last state that was asked about, where something is on the model that may keep a memory.
+        """Ask again in the middle of the states and at the last, where something is on the model that may remember.
 
         Raises:
             Unknown: the network answers otherwise by now.
         """
-        if self.calls and has_company(self.context.guider, self.context.options["model_options"]):
+        if self.asked and has_company(self.context.guider, self.context.options["model_options"]):
+            asked, last = sorted(self.asked), self.index_of(self.last)
             with suppress(Answered):  # the members' calls are over
-                self.ask_again(self.last)
+                for index in sorted({asked[len(asked) // 2], last}):
+                    self.ask_again(self.trajectory.states[index])
 
     def ask(
         self,
@@ -185,8 +188,9 @@ class Replay(NominalRun):
         """
         context, options = self.context, self.options if options is None else options
         if state.sigma > self.last.sigma:
-            restart_hooks(context.guider)
+            restart(context.guider)
         self.last = state
+        self.asked.add(self.index_of(state))
         # A patch that draws random numbers at every call draws those of the run.
         self.recording.generators[self.index_of(state)].restore(context.device)
         sigma = torch.full((len(state.x),), state.sigma, device=context.device)

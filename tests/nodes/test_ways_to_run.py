@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.controlnet
 import comfy.samplers
 import comfy.utils
 import nodes
@@ -52,7 +53,6 @@ def test_regional_prompts(demo, demo_head):
 def controlled(demo):
     """The demo model under a small ControlNet of the host's own class, with random weights, by the stock node."""
     import comfy.cldm.cldm
-    import comfy.controlnet
     import comfy.ops
 
     model, positive, negative, vae = demo
@@ -81,6 +81,55 @@ def test_a_controlnet(demo, demo_head, quality):
     assert torch.equal(latent["samples"], expected["samples"])
     plain = ours(demo, demo_head, EMPTY, quality=quality)[1].variance
     assert (uncertainty.variance > 0).all() and not torch.allclose(uncertainty.variance, plain, rtol=0.05)
+
+
+class Walking(comfy.controlnet.ControlNet):
+    """Its strength goes by keyframes, from one to the next and never back, as that of some packs does."""
+
+    KEYFRAMES = ((0.0, 1.0), (0.3, 20.0), (0.7, 1.0))
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        self.starts = [float(percent_to_timestep_function(share)) for share, _ in self.KEYFRAMES]
+
+    def get_control(self, x_noisy, t, *more):
+        while len(self.starts) > 1 and float(t[0]) <= self.starts[1]:
+            del self.starts[0]
+        self.strength = self.KEYFRAMES[-len(self.starts)][1]
+        return super().get_control(x_noisy, t, *more)
+
+
+def test_a_control_of_another_pack_that_walks_through_the_sigmas(demo, demo_head):
+    """It begins anew for every member. At the first and the last state it is the same without."""
+    walking = controlled(demo)
+    for conditioning in walking[1:3]:
+        for _, options_of in conditioning:
+            options_of["control"].__class__ = Walking
+    settings = dict(latent={"samples": torch.zeros(1, 4, 16, 16)}, steps=8)
+    expected = stock(walking, **settings)["samples"]
+    assert not torch.allclose(expected, stock(controlled(demo), **settings)["samples"], atol=0.1)
+    latent, uncertainty, _ = ours(walking, demo_head, quality="draft", **settings)
+    assert torch.equal(latent["samples"], expected) and not uncertainty.unknown
+    none = ours(walking, scaled(demo_head, 1e-30), quality="draft", **settings)[1].variance
+    assert none.max() < 1e-6 * uncertainty.variance.mean()
+    assert torch.equal(stock(walking, **settings)["samples"], expected)
+
+
+def test_a_patch_that_walks_through_the_sigmas_is_unknown(demo, demo_head):
+    """Only in the middle of the states it answers otherwise than it did."""
+    reached = []
+
+    def walks(q, k, v, extra):
+        reached.append(min([float(extra["sigmas"][0]), *reached[-1:]]))
+        return q * (4.0 if 1.0 < reached[-1] < 5.0 else 1.0), k, v
+
+    model = demo[0].clone()
+    model.set_model_attn1_patch(walks)
+    expected = stock((model, *demo[1:]), EMPTY, steps=8)["samples"]
+    reached.clear()
+    latent, uncertainty, _ = ours((model, *demo[1:]), demo_head, EMPTY, steps=8, quality="draft")
+    assert torch.equal(latent["samples"], expected)
+    assert "answers the same when it is asked again" in uncertainty.unknown
 
 
 def hooked(demo):
