@@ -40,6 +40,7 @@ def import_host_and_pack() -> None:
     # Before the folder of what is run: a benchmark may bear a tool's name.
     sys.path[:0] = [os.environ["BAYESDIFF_COMFYUI"], str(ROOT / "tools")]
     import torch
+    import utils.extra_config  # noqa: F401 - as the host does first; later its folder of networks would hide utils
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()

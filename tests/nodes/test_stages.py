@@ -201,6 +201,20 @@ def test_what_does_not_belong_is_refused_before_any_work(demo, demo_head, again)
     assert count.calls == 0
 
 
+def test_a_clip_that_goes_on_from_another_picture_is_another_latent():
+    """One replaced frame is enough: of what stands there nothing is known."""
+    setup = set_up("Wan")
+    demo, clip = (setup.model, setup.positive, setup.negative), {"samples": torch.zeros(1, 16, 4, 8, 8)}
+    head = fit_own_head(setup.model, setup.guidance, (16, 4, 8, 8), 2, 3, 2)
+    latent, first = cut(demo, clip, 0, STEPS, head)
+    given = inputs(demo, latent) | dict(head=head, uncertainty=first)
+    assert not KSamplerBayesDiff.execute(**given).args[1].unknown
+    replaced = latent["samples"].clone()
+    replaced[:, :, 0] = torch.randn(replaced[:, :, 0].shape, generator=torch.manual_seed(0))
+    with pytest.raises(ValueError, match="got that of other images or in another order"):
+        KSamplerBayesDiff.execute(**given | {"latent_image": {"samples": replaced}})
+
+
 def inputs(demo, latent) -> dict:
     return dict(
         model=demo[0], seed=1, steps=2, cfg=3.0, sampler_name="euler", scheduler="normal", positive=demo[1],
