@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
+WITH_A_HEAD = "21"  # the quick start's second sampler
 QUICKSTART_ROWS = {"sample": "13", "uncertainty": "15", "mask": "16", "repaired": "17"}
 TILE = 144
 
@@ -60,11 +61,11 @@ def quickstart(server: ComfyServer) -> Image.Image:
 
 
 def uncertain_batch(pictures: int, quality: str = "precise") -> dict:
-    """The quick start's own nodes up to the sampler, ``4``, with another number of pictures."""
+    """The quick start's nodes up to the sampler that has a head, with another number of pictures."""
     graph = json.loads((ROOT / "tests" / "graphs" / "quickstart.json").read_text(encoding="utf-8"))
-    graph = {node_id: graph[node_id] for node_id in ("1", "2", "3", "4")}
+    graph = {node_id: graph[node_id] for node_id in ("1", "2", "3", WITH_A_HEAD)}
     graph["2"]["inputs"]["batch_size"] = pictures
-    graph["4"]["inputs"]["quality"] = quality
+    graph[WITH_A_HEAD]["inputs"]["quality"] = quality
     return graph
 
 
@@ -73,7 +74,7 @@ def maps(server: ComfyServer) -> Image.Image:
     for mode, colours in modes.items():
         graph[mode] = node(
             "BayesDiffUncertaintyMap",
-            uncertainty=["4", 1],
+            uncertainty=[WITH_A_HEAD, 1],
             vae=["1", 3],
             scale="each image",
             opacity=0.85,
@@ -105,10 +106,10 @@ MASKS = {
 
 def masks(server: ComfyServer, pictures: int = 4) -> Image.Image:
     graph = uncertain_batch(pictures)
-    graph["decode"] = node("VAEDecode", samples=["4", 0], vae=["1", 3])
+    graph["decode"] = node("VAEDecode", samples=[WITH_A_HEAD, 0], vae=["1", 3])
     graph["sample"] = node("SaveImage", images=["decode", 0], filename_prefix="sample")
     for name, options in MASKS.items():
-        inputs = dict(uncertainty=["4", 1], area=0.15, grow=0, blur=0.0)
+        inputs = dict(uncertainty=[WITH_A_HEAD, 1], area=0.15, grow=0, blur=0.0)
         graph[f"mask {name}"] = node("BayesDiffUncertaintyToMask", **(inputs | options))
         graph[f"image {name}"] = node("MaskToImage", mask=[f"mask {name}", 0])
         graph[name] = node("SaveImage", images=[f"image {name}", 0], filename_prefix="mask")
@@ -122,7 +123,7 @@ def plot(server: ComfyServer) -> Image.Image:
     graph = uncertain_batch(24, "draft")
     graph["plot"] = node(
         "BayesDiffUncertaintyPlot",
-        uncertainty=["4", 1],
+        uncertainty=[WITH_A_HEAD, 1],
         plot="scores of the batch",
         score="mean std",
         width=768,
