@@ -200,6 +200,17 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
+def latest(runs: list[list[dict]]) -> list[dict]:
+    """Rows of all runs; of a template that several ran on one host, those of the last."""
+    found: dict[tuple, list[dict]] = {}
+    for run_rows in runs:
+        of_run: dict[tuple, list[dict]] = {}
+        for row in run_rows:
+            of_run.setdefault((row["host"], row["template"]), []).append(row)
+        found |= of_run
+    return [row for rows in found.values() for row in rows]
+
+
 def write_docs(rows: list[dict]) -> None:
     """Write the tables below the mark in docs/templates.md; the text above it is written by hand."""
     lines = ["| template | family | use | sampler | host | status | why |", "|---|---|---|---|---|---|---|"]
@@ -252,10 +263,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="templates with their index.json, instead of a download")
     parser.add_argument("--templates", type=list_of(), help="only these")
     parser.add_argument("--most-used", type=int, help="only so many, the most used first")
-    parser.add_argument("--rows", type=list_of(Path), default=[], help="show what earlier runs wrote with --json")
+    parser.add_argument(
+        "--rows", type=list_of(Path), default=[], help="show what earlier runs wrote with --json; later ones count"
+    )
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/templates.md")
     arguments = parser.parse_args()
-    rows = [row for path in arguments.rows for row in json.loads(path.read_text())] or rows_of_all(arguments)
+    rows = latest([json.loads(path.read_text()) for path in arguments.rows]) or rows_of_all(arguments)
     print("\n".join(["", *summary(rows)]))
     write_rows(arguments.json, rows)
     if arguments.docs:

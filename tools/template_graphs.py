@@ -111,7 +111,8 @@ class Scope:
     def origin(self, node_id: int, slot: int) -> Any:
         """Where a link begins: a link to a node of the whole graph, a value, or None."""
         if node_id == INSIDE:
-            return self.inputs[slot] if slot < len(self.inputs) else None
+            given = self.inputs[slot] if slot < len(self.inputs) else None
+            return self.shown(slot) if given is None else given
         node = self.nodes.get(node_id)
         if node is None or node.get("mode") == MUTED:
             return None
@@ -128,6 +129,17 @@ class Scope:
         if node["type"] in self.subgraphs:
             return self.inside(node).output(slot)
         return [self.add(node), slot]
+
+    def shown(self, slot: int) -> Any:
+        """The value of the widget that an input of this subgraph stands for; None where it stands for none."""
+        for origin_id, origin_slot, target_id, target_slot in self.links.values():
+            node = self.nodes.get(target_id)
+            if (origin_id, origin_slot) == (INSIDE, slot) and node and node["type"] not in self.subgraphs:
+                name = node["inputs"][target_slot]["name"]
+                own = self.overrides.get((str(target_id), name), widget_values(node).get(name))
+                if own is not None:
+                    return own
+        return None
 
     def output(self, slot: int) -> Any:
         for origin_id, origin_slot, target_id, target_slot in self.links.values():
