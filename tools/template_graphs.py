@@ -24,9 +24,10 @@ Link = list
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """One template: its name, how often it is used, and its graph as the page saves it."""
+    """One template: its name, what it makes (image, video), how often it is used, and its graph as the page saves it."""
 
     name: str
+    kind: str
     use: int
     saved: dict
 
@@ -39,7 +40,7 @@ def read_templates(folder: Path) -> list[Template]:
             path = folder / f"{entry['name']}.json"
             if path.exists():
                 saved = json.loads(path.read_text(encoding="utf-8"))
-                found.append(Template(entry["name"], entry.get("usage") or 0, saved))
+                found.append(Template(entry["name"], module["type"], entry.get("usage") or 0, saved))
     return sorted(found, key=lambda template: -template.use)
 
 
