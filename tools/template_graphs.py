@@ -24,7 +24,7 @@ Link = list
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """One template: its name, what it makes (image, video), how often it is used, and its graph as the page saves it."""
+    """One template: its name, what it makes (image or video), its use, and its graph as the page saves it."""
 
     name: str
     kind: str
