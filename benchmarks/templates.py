@@ -109,6 +109,7 @@ def rows_of(template: Template) -> Iterator[dict]:
     about = {
         "host": comfyui_version.__version__,
         "template": template.name,
+        "kind": template.kind,
         "family": ", ".join(families),
         "use": template.use,
     }
@@ -196,15 +197,38 @@ def summary(rows: list[dict]) -> list[str]:
         lines += [f"ComfyUI {host}: {len(by_template)} templates", "", "| status | templates | use |", "|---|---|---|"]
         lines += [f"| {status} | {number} | {use[status] / total:.1%} |" for status, number in count.most_common()]
         runs = sum(use[status] for status in (RIGHT, WRONG, REFUSED)) or 1
-        lines += ["", f"Of what runs here, {use[RIGHT] / runs:.1%} by use is right.", ""]
+        kinds = Counter((found[0]["kind"], status_of(found)) for found in by_template.values())
+        counts = [
+            f"{kinds[kind, RIGHT]} of {sum(kinds[kind, status] for status in (RIGHT, WRONG, REFUSED))} of {kind}"
+            for kind in ("image", "video")
+        ]
+        carried = sum(row.get("stage") == "carried" for found in by_template.values() for row in found)
+        lines += [
+            "",
+            f"Of what runs here, {use[RIGHT] / runs:.1%} by use is right: {' and '.join(counts)} templates.",
+            f"Of the samplers, {carried} go on from another one with its uncertainty.",
+            "",
+        ]
     return lines
+
+
+def latest(runs: list[list[dict]]) -> list[dict]:
+    """Rows of all runs; of a template that several ran on one host, those of the last."""
+    found: dict[tuple, list[dict]] = {}
+    for run_rows in runs:
+        of_run: dict[tuple, list[dict]] = {}
+        for row in run_rows:
+            of_run.setdefault((row["host"], row["template"]), []).append(row)
+        found |= of_run
+    return [row for rows in found.values() for row in rows]
 
 
 def write_docs(rows: list[dict]) -> None:
     """Write the tables below the mark in docs/templates.md; the text above it is written by hand."""
-    lines = ["| template | family | use | sampler | host | status | why |", "|---|---|---|---|---|---|---|"]
+    columns = ("template", "family", "use", "sampler", "host", "status", "stage", "why")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in sorted(rows, key=lambda row: (-row["use"], row["template"], row["host"])):
-        cells = [row[key] for key in ("template", "family", "use", "sampler", "host", "status", "why")]
+        cells = [row.get(key, "") for key in columns]
         lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
     above = DOCS.read_text(encoding="utf-8").split(MARK)[0]
     text = [above + MARK, "", "Written by `python dev.py bench templates --docs`.", "", *summary(rows), *lines]
@@ -227,6 +251,7 @@ def rows_of_all(arguments) -> list[dict]:
                 {
                     "host": comfyui_version.__version__,
                     "template": template.name,
+                    "kind": template.kind,
                     "family": "",
                     "use": template.use,
                     "sampler": "",
@@ -252,10 +277,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="templates with their index.json, instead of a download")
     parser.add_argument("--templates", type=list_of(), help="only these")
     parser.add_argument("--most-used", type=int, help="only so many, the most used first")
-    parser.add_argument("--rows", type=list_of(Path), default=[], help="show what earlier runs wrote with --json")
+    parser.add_argument(
+        "--rows", type=list_of(Path), default=[], help="show what earlier runs wrote with --json; later ones count"
+    )
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/templates.md")
     arguments = parser.parse_args()
-    rows = [row for path in arguments.rows for row in json.loads(path.read_text())] or rows_of_all(arguments)
+    rows = latest([json.loads(path.read_text()) for path in arguments.rows]) or rows_of_all(arguments)
     print("\n".join(["", *summary(rows)]))
     write_rows(arguments.json, rows)
     if arguments.docs:

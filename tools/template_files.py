@@ -26,8 +26,9 @@ from sounding import SOUNDING
 FAMILY_OF = [
     (r"minimax_?h3|fasth3", "MiniMax H3"), (r"ltx-?2", "LTX-2"), (r"ltx-video", "LTXV"), (r"qwen_image_2\.1", ""),
     (r"qwen|firered", "Qwen-Image"), (r"z_image", "Z-Image"), (r"krea2", "Krea 2"),
-    (r"flux3|moss_image|ming_image|fibo2|marigold|capybara", ""), (r"flux-?2", "Flux 2"),
-    (r"fill", "Flux Fill"), (r"schnell", "Flux schnell"), (r"ovis", ""), (r"canny-dev", "Flux"), (r"pid_", "PiD"),
+    (r"flux3|moss_image|ming_image|fibo2|marigold", ""), (r"flux-?2", "Flux 2"),
+    (r"fill", "Flux Fill"), (r"schnell", "Flux schnell"), (r"ovis", "Ovis-Image"), (r"canny-dev", "Flux"),
+    (r"pid_", "PiD"),
     (r"flux", "Flux"), (r"wan_animate_2", "Wan animate 2"), (r"scail_2", "Wan SCAIL 2"), (r"scail", "Wan SCAIL"),
     (r"wan.*animate", "Wan animate"), (r"dancer", "Wan dancer"), (r"humo", "Wan HuMo"), (r"s2v", "Wan sound"),
     (r"vace", "Wan VACE"), (r"fun_control_5B|ti2v_5B|fun_inpaint_5B", "Wan 2.2 5B"),
@@ -36,12 +37,13 @@ FAMILY_OF = [
     (r"fun_inp|i2v.*14B|flf2v|ATI|WanMove|chrono", "Wan image"), (r"causal", "Wan causal"), (r"wan", "Wan"),
     (r"seedvr2", "SeedVR 2"), (r"anima", "Anima"), (r"sd_xl_refiner", "SDXL refiner"), (r"sd_xl|xl_turbo", "SDXL"),
     (r"sd3", "SD3"), (r"lotus", "Lotus-D"), (r"netayume|lumina|newbie", "Lumina 2"), (r"mage_flow", "Mage-Flow"),
-    (r"hunyuanvideo1\.5|hunyuan_video_1", "Hunyuan-Video 1.5"), (r"hunyuan_video", "Hunyuan-Video"),
+    (r"hunyuanvideo1\.5|hunyuan_video_1|capybara", "Hunyuan-Video 1.5"), (r"hunyuan_video", "Hunyuan-Video"),
     (r"ideogram4", "Ideogram 4"), (r"hidream_o1", "HiDream-O1"), (r"hidream", "HiDream"), (r"pixeldit", "PixelDiT"),
     (r"radiance", "Chroma Radiance"), (r"chroma", "Chroma"), (r"ernie", "ERNIE-Image"), (r"lens", "Lens"),
     (r"longcat", "LongCat-Image"), (r"boogu", "Boogu"), (r"kandinsky5.*t2i|kandinsky5.*i2i", "Kandinsky 5 of images"),
     (r"kandinsky5", "Kandinsky 5"), (r"omnigen2", "OmniGen 2"), (r"joy", "JoyImage"),
-    (r"svd", "Stable Video Diffusion"), (r"void_pass|cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
+    (r"svd", "Stable Video Diffusion"), (r"void_pass", "CogVideoX inpaint"),
+    (r"cogvideo", "CogVideoX"), (r"v1-5|sd15|512|dreamshaper", "SD1"),
 ]  # fmt: skip
 KNOWN = EVERY | SOUNDING
 KNOWN["SDXL"] = dataclasses.replace(  # as wide as the host's noise for pictures as prompts
@@ -370,9 +372,21 @@ def register() -> None:
         "Painter": stand_in(("IMAGE", "MASK"), lambda: (picture("paint"), (picture("paint")[..., 0] > 0.5).float())),
         "LoadAudio": stand_in(("AUDIO",), lambda: (sound(),)),
         "GetVideoComponents": stand_in(("IMAGE", "AUDIO", "FLOAT"), lambda: (picture("clip", FRAMES), sound(), 16.0)),
-        # A network that looks at a picture's depth or pose shows another picture.
+        # What a network sees in a picture, its depth or its objects, is the picture itself.
         "MoGeInference": stand_in(("MOGE_GEOMETRY",), lambda image: (image,), image="IMAGE"),
         "MoGeRender": stand_in(("IMAGE",), lambda moge_geometry: (moge_geometry,), moge_geometry="MOGE_GEOMETRY"),
+        "SAM3_Detect": stand_in(
+            ("MASK", "BOUNDING_BOX"), lambda image: ((image[..., 0] > 0.5).float(), None), image="IMAGE"
+        ),
+        "SAM3_VideoTrack": stand_in(("SAM3_TRACK_DATA",), lambda images: (images,), images="IMAGE"),
+        "SCAIL2ColoredMask": stand_in(
+            ("IMAGE", "IMAGE"),
+            lambda driving_track_data, ref_track_data=None: (driving_track_data, ref_track_data),
+            driving_track_data="SAM3_TRACK_DATA", ref_track_data="SAM3_TRACK_DATA",
+        ),
+        "VOIDWarpedNoise": stand_in(
+            ("LATENT",), lambda: ({"samples": torch.randn(1, 16, 2, 16, 16, generator=seed_of("flow"))},)
+        ),
         "ModelPatchLoader": stand_in(
             ("MODEL_PATCH",), lambda name: (small_talk_patch() if "talk" in name.lower() else None,), name=text
         ),

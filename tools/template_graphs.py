@@ -24,9 +24,10 @@ Link = list
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """One template: its name, how often it is used, and its graph as the page saves it."""
+    """One template: its name, what it makes (image or video), its use, and its graph as the page saves it."""
 
     name: str
+    kind: str
     use: int
     saved: dict
 
@@ -39,7 +40,7 @@ def read_templates(folder: Path) -> list[Template]:
             path = folder / f"{entry['name']}.json"
             if path.exists():
                 saved = json.loads(path.read_text(encoding="utf-8"))
-                found.append(Template(entry["name"], entry.get("usage") or 0, saved))
+                found.append(Template(entry["name"], module["type"], entry.get("usage") or 0, saved))
     return sorted(found, key=lambda template: -template.use)
 
 
@@ -111,7 +112,8 @@ class Scope:
     def origin(self, node_id: int, slot: int) -> Any:
         """Where a link begins: a link to a node of the whole graph, a value, or None."""
         if node_id == INSIDE:
-            return self.inputs[slot] if slot < len(self.inputs) else None
+            given = self.inputs[slot] if slot < len(self.inputs) else None
+            return self.shown(slot) if given is None else given
         node = self.nodes.get(node_id)
         if node is None or node.get("mode") == MUTED:
             return None
@@ -128,6 +130,17 @@ class Scope:
         if node["type"] in self.subgraphs:
             return self.inside(node).output(slot)
         return [self.add(node), slot]
+
+    def shown(self, slot: int) -> Any:
+        """The value of the widget that an input of this subgraph stands for; None where it stands for none."""
+        for origin_id, origin_slot, target_id, target_slot in self.links.values():
+            node = self.nodes.get(target_id)
+            if (origin_id, origin_slot) == (INSIDE, slot) and node and node["type"] not in self.subgraphs:
+                name = node["inputs"][target_slot]["name"]
+                own = self.overrides.get((str(target_id), name), widget_values(node).get(name))
+                if own is not None:
+                    return own
+        return None
 
     def output(self, slot: int) -> Any:
         for origin_id, origin_slot, target_id, target_slot in self.links.values():

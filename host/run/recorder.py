@@ -277,7 +277,8 @@ class Recorder:
         if not self.seen or self.seen[-1].shape != shape:
             raise Unknown(
                 "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it "
-                "afterwards or samples it in parts; resize with a node of its own, and sample images one by one."
+                "afterwards or samples it in parts; resize with a node of its own, sample images one by one, or choose "
+                "the quality 'ensemble', which needs a Laplace head."
             )
         if self.seen[0].scales.noise == 0:  # then no step would change a deviation
             raise Unknown(

@@ -75,6 +75,20 @@ def test_a_sampler_in_a_subgraph_gets_what_comes_in_and_the_promoted_values():
     assert graph["1"] == {"class_type": "UNETLoader", "inputs": {"unet_name": "z_image.safetensors"}}
 
 
+def test_an_input_that_nobody_gives_is_the_widget_that_it_stands_for():
+    length = node(8, "EmptyLatentImage", [("width", "INT", 1, "widget")], [72, 64, 1], (LATENT,))
+    inner = sampler(9, None, 2)
+    inner["inputs"].append({"name": "steps", "type": "INT", "link": 3})
+    ends = [(1, -10, 0, 8, 0), (2, 8, 0, 9, 1), (3, -10, 0, 9, 2)]
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    subgraph = {
+        "id": "b7c1", "nodes": [length, inner], "inputs": [{"name": "width", "type": "INT"}],
+        "links": [dict(zip(keys, end)) for end in ends],
+    }  # fmt: skip
+    graph = unfolded({"nodes": [node(2, "b7c1", [], [])], "links": [], "definitions": {"subgraphs": [subgraph]}})
+    assert graph["2:8"]["inputs"]["width"] == graph["2:9"]["inputs"]["steps"] == 72
+
+
 def test_a_models_file_tells_its_family():
     assert family_of("wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors") == "Wan image"
     assert family_of("wan2.2_ti2v_5B_fp16.safetensors") == "Wan 2.2 5B"
