@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from bayesdiff.bayesdiff_core.estimators.trajectory import SaveAt
 from bayesdiff.host.last_layer import find_last_layer
 from bayesdiff.nodes.options import UncertaintyOptions
 from bayesdiff.nodes.sampler import KSamplerBayesDiff
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from factory import sampler_inputs
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
@@ -90,3 +92,12 @@ def scaled(head, factor: float):
     precision = head.precision
     precision = dataclasses.replace(precision, values=precision.values / factor, rest=precision.rest / factor)
     return dataclasses.replace(head, precision=precision)
+
+
+def in_windows(model, length: int):
+    """A model that samples a batch in windows of so many images, by the stock node."""
+    windows = dict(context_length=length, context_overlap=1, context_schedule="standard_static", context_stride=1)
+    windows |= dict(closed_loop=False, fuse_method="pyramid", dim=0)
+    if "freenoise" in inspect.signature(ContextWindowsManualNode.execute).parameters:  # of newer hosts
+        windows["freenoise"] = False
+    return ContextWindowsManualNode.execute(model, **windows).args[0]

@@ -12,6 +12,7 @@
 ``evidence``      what a run itself shows of the variance, for nothing
 ``trend``         what a head learned of how the variance follows that
 ``instant``       the variance by the trend alone, at no network call
+``soft_mask``     what a soft mask leaves of it
 ``change``        a first look where there is no head
 ``redrawing``     change of a finished image that is drawn again, without a posterior
 ``renoising``     disagreement of predictions, without a posterior

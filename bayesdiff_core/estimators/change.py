@@ -17,10 +17,13 @@ from .past import with_past
 from .trajectory import Trajectory
 
 
-def spread_over_channels(cells: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
-    """A variance ``(n, c, ...)`` of what is known of cells alone, ``(n, ...)``; zero where a mask keeps the image."""
-    share = trajectory.share_denoised
-    cells = cells if share is None else cells * share.square()
+def spread_over_channels(cells: torch.Tensor, trajectory: Trajectory, left: torch.Tensor | None) -> torch.Tensor:
+    """A variance ``(n, c, ...)`` of what is known of cells alone, ``(n, ...)``.
+
+    Args:
+        left: ``(n, ...)``, how much a mask leaves of the root of it; None for all.
+    """
+    cells = cells if left is None else cells * left.square()
     return cells[:, None].expand(trajectory.shape).clone()
 
 
@@ -46,5 +49,5 @@ class Change(Estimator):
 
 def change_of(trajectory: Trajectory) -> torch.Tensor:
     """Square of the change at the end of the run, ``(n, ...)``, what came in included."""
-    own = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory)
+    own = spread_over_channels(read_evidence(trajectory).change.mean(0).exp(), trajectory, trajectory.share_denoised)
     return with_past(own * trajectory.end.signal**2, trajectory)

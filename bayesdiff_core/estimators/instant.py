@@ -17,6 +17,7 @@ from .base import Estimate, Estimator, NominalRun, Shown
 from .change import spread_over_channels
 from .evidence import is_needed, read_evidence
 from .past import with_past
+from .soft_mask import left_by_mask
 from .trajectory import Trajectory
 
 UNTAUGHT = (
@@ -71,7 +72,8 @@ def variance_of(shown: Shown, untaught: bool) -> torch.Tensor:
     evidence = read_evidence(trajectory)
     # The trend is of the clean latent.
     cells = evidence.two_terms if trend is None else trend.slopes(evidence).log_variance(evidence)
-    return with_past(spread_over_channels(cells.exp(), trajectory) * trajectory.end.signal**2, trajectory)
+    own = spread_over_channels(cells.exp(), trajectory, left_by_mask(trajectory))
+    return with_past(own * trajectory.end.signal**2, trajectory)
 
 
 def variance_of_one_step(trajectory: Trajectory) -> torch.Tensor | None:

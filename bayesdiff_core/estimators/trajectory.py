@@ -116,6 +116,7 @@ class Trajectory:
         sized: whether the variances of ``denoised`` have their right size, and not their shape alone.
         past: what is known of the latent that it began with; None where that was certain, or nothing is known.
         shapes: of the parts of a nested latent, each without its batch, see :mod:`.parts`; none of any other latent.
+        schedule: noise over signal at the start of every step; none where each state is a step's.
     """
 
     states: tuple[State, ...]
@@ -125,6 +126,7 @@ class Trajectory:
     sized: bool = True
     past: Past | None = None
     shapes: Shapes = ()
+    schedule: tuple[float, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -151,6 +153,12 @@ class Trajectory:
     def states_of_all_stages(self) -> tuple[State, ...]:
         """Those of the stages before too, where the run was only cut."""
         return self.states if self.past is None else self.past.states + self.states
+
+    @property
+    def steps_of_all_stages(self) -> list[float]:
+        """Noise over signal at the start of every step, with what is known of those of the stages before."""
+        before = self.states_of_all_stages[: -len(self.states)]
+        return [*(state.noise_over_signal for state in before), *(self.schedule or self.levels)]
 
     @property
     def all_sized(self) -> bool:

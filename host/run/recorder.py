@@ -306,6 +306,7 @@ class Recorder:
             self.share_denoised(),
             sized=all(now.sized for now in self.seen),
             shapes=self.context.shapes,
+            schedule=tuple(self.schedule),
         )
         return Recording(
             trajectory,

@@ -10,7 +10,7 @@ from bayesdiff.host.conditioning import join_conditionings, select_conditioning
 from bayesdiff.host.selection import join_latents, select_latent
 from bayesdiff.nodes.best_of_n import KSamplerBestOfN
 from comfy.clip_vision import Output
-from running import stock
+from running import in_windows, stock
 
 RUN = dict(steps=3, cfg=3.0, sampler_name="euler", scheduler="normal")
 IMAGES = 4
@@ -72,11 +72,7 @@ def test_best_of_n_gives_each_candidate_its_own_hint(controlled):
 
 
 def test_best_of_n_tears_no_clip_apart(demo):
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-
-    windows = dict(context_length=4, context_overlap=1, context_schedule="standard_static", context_stride=1,
-                   closed_loop=False, fuse_method="pyramid", dim=0)  # fmt: skip
-    model = ContextWindowsManualNode.execute(demo[0], **windows).args[0]
+    model = in_windows(demo[0], 4)
     with pytest.raises(ValueError, match="Expected a model that samples each image of a batch by itself, got context"):
         KSamplerBestOfN.execute(
             model=model, positive=demo[1], negative=demo[2], **RUN, seed=3, denoise=1.0, candidates=4, keep=2,

@@ -11,14 +11,13 @@ from bayesdiff.bayesdiff_core.estimators.deviations import Deviations
 from bayesdiff.nodes.sampler import SamplerCustomBayesDiff
 from comfy.clip_vision import Output
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from families import FAMILIES
 from family import Family
 from image_families import UNET
-from running import options, ours, scaled, stock
+from running import in_windows, options, ours, scaled, stock
 
 EMPTY = {"samples": torch.zeros(2, 4, 16, 16)}
 RUN = dict(steps=4, seed=3)
@@ -118,9 +117,7 @@ def test_a_guider_that_goes_past_the_wrappers_is_unknown(demo, demo_head, kind, 
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_context_windows_over_the_batch(demo, demo_head, quality):
-    windows = dict(context_length=2, context_overlap=1, context_schedule="standard_static", context_stride=1,
-                   closed_loop=False, fuse_method="pyramid", dim=0)  # fmt: skip
-    windowed = (ContextWindowsManualNode.execute(demo[0], **windows).args[0], *demo[1:])
+    windowed = (in_windows(demo[0], 2), *demo[1:])
     latent = {"samples": torch.zeros(2, 4, 16, 16)}
     expected = stock(windowed, latent, **RUN)["samples"]
     found, uncertainty, _ = sample(windowed, demo_head, latent, quality, **RUN)
@@ -264,6 +261,24 @@ def test_a_soft_mask_pulls_members_back_to_the_end(demo, demo_head, share):
     truth = sample(demo, demo_head, latent, "ensemble", **run)[1]
     found = sample(demo, demo_head, latent, "draft", options=options(Deviations(members=4)), **run)[1]
     assert 0.6 < found.variance.mean().sqrt() / truth.variance.mean().sqrt() < 1.6
+
+
+@pytest.mark.parametrize("name", ["emoji", "garments"])
+def test_instant_knows_how_far_a_soft_mask_pulls_back(demo, demo_head, name):
+    """Without that it would say three to six times as much on the one model, and five to thirty on the other."""
+    from bayesdiff.host.settings import Guidance
+    from factory import fit_own_head
+    from fashion_model import load_fashion_model
+
+    of, head, shape = demo, demo_head, (1, 4, 16, 16)
+    if name == "garments":
+        of, shape = load_fashion_model("bag"), (1, 3, 32, 32)
+        head = fit_own_head(of[0], Guidance(of[1], of[2], 3.0), shape[1:], 4, 4, 4)
+    latent = stock(of, {"samples": torch.zeros(shape)}, steps=8, seed=9)
+    for share in (0.5, 0.25):
+        masked = latent | {"noise_mask": torch.full((1, 8 * shape[2], 8 * shape[3]), share)}
+        found, truth = (sample(of, head, masked, kind, steps=8, members=4)[2][0] for kind in ("instant", "ensemble"))
+        assert 0.5 < found / truth < 2.0, share
 
 
 def test_a_network_that_takes_one_image_a_call():

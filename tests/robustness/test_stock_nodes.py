@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ from bayesdiff.host.fit import FitSettings, as_examples, fit_head
 from comfy_extras import (
     nodes_differential_diffusion,
     nodes_freelunch,
-    nodes_latent,
     nodes_model_advanced,
     nodes_tomesd,
 )
@@ -81,7 +81,10 @@ def differential_diffusion(demo) -> Case:
 
 
 def fixed_seeds(demo) -> Case:
-    return patched(demo, latent=by(nodes_latent.LatentBatchSeedBehavior, EMPTY, "fixed"))
+    # On newer hosts these two import each other, which goes well in this order alone.
+    importlib.import_module("comfy_extras.nodes_post_processing")
+    node = importlib.import_module("comfy_extras.nodes_latent").LatentBatchSeedBehavior
+    return patched(demo, latent=by(node, EMPTY, "fixed"))
 
 
 def one_patched_model_in_two_samplers(demo) -> Case:
