@@ -167,10 +167,6 @@ MORE_IMAGES = {
         "LongCatImage", FLUX | dict(guidance_embed=False, vec_in_dim=None, txt_ids_dims=[1, 2]), LINEAR, SMALL_16,
         params=FluxParams,
     ),
-    "Ovis-Image": Family(
-        "Flux", FLUX | dict(vec_in_dim=None, guidance_embed=False, yak_mlp=True, txt_norm=True, txt_ids_dims=[1, 2]),
-        LINEAR, SMALL_16, params=FluxParams,
-    ),
     "Flux 2": Family(
         "Flux2",
         FLUX | dict(in_channels=128, out_channels=128, patch_size=1, vec_in_dim=None, axes_dim=[4, 4, 4, 4],

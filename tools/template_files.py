@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from bayesdiff.host.latents import latent_grid
 from comfy.clip_vision import Output
+from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 from families import EVERY
 from family import Family
-from image_families import XL
+from image_families import FLUX, XL
 from sounding import SOUNDING
 
 # By the name of a model's file, the first that fits: the family, or "" for one that this host does not know.
@@ -51,6 +52,9 @@ KNOWN["SDXL"] = dataclasses.replace(  # as wide as the host's noise for pictures
     options=XL | {"adm_in_channels": 1280 + 6 * 256},
     extras={"pooled_output": torch.full((1, 1280), 0.3)},
 )
+if "yak_mlp" in FluxParams.__dataclass_fields__:
+    ovis = dict(vec_in_dim=None, guidance_embed=False, yak_mlp=True, txt_norm=True, txt_ids_dims=[1, 2])
+    KNOWN["Ovis-Image"] = dataclasses.replace(KNOWN["Flux"], options=FLUX | ovis, extras={})
 # Type of an input that no template gives: the file of the model that a loader of something else is for.
 FILE = "MODEL_FILE"
 SIDE, FRAMES = 128, 9

@@ -59,12 +59,33 @@ def uncertainty_of_part(uncertainty: Uncertainty, samples: torch.Tensor, measure
         )
     if samples.shape != own.shape:
         uncertainty = enlarged(uncertainty, samples.shape)
-    if least_agreement(samples, uncertainty.latent) < LEAST_AGREEMENT or are_reordered(samples, uncertainty.latent):
+    agree = agreement(samples, uncertainty.latent) >= LEAST_AGREEMENT
+    if agree.float().mean(1).min() < 0.5 or are_reordered(samples, uncertainty.latent):
         raise ValueError(
             f"Expected the uncertainty of the latent that comes in, got that of other images or in another order; "
             f"{THROUGH}"
         )
-    return uncertainty
+    return uncertainty if agree.all() else with_given_frames(uncertainty, samples, ~agree)
+
+
+def with_given_frames(uncertainty: Uncertainty, samples: torch.Tensor, given: torch.Tensor) -> Uncertainty:
+    """The uncertainty of a clip of which some frames ``(n, t)`` were replaced, as by a picture to begin with.
+
+    Of what was replaced the stage before knows nothing: there it is certain, as a latent without an uncertainty is.
+    """
+    say(
+        f"{int(given.sum())} of {given.numel()} latent frames were replaced since the stage before; of these this "
+        "stage measures what it decides itself."
+    )
+    mask = given[:, None, :, None, None]
+    return dataclasses.replace(
+        uncertainty,
+        latent=torch.where(mask, samples.to(uncertainty.latent), uncertainty.latent),
+        variance=uncertainty.variance.masked_fill(mask, 0.0),
+        deviations=uncertainty.deviations.masked_fill(mask, 0.0),
+        trajectory=(),
+        handover=dataclasses.replace(uncertainty.handover, states=()),
+    )
 
 
 def enlarged(uncertainty: Uncertainty, shape: torch.Size) -> Uncertainty:
@@ -97,20 +118,20 @@ def resized(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return resize_map(values.float(), *shape[-2:])
 
 
-def least_agreement(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Correlation of two latents ``(n, c, ...)`` of one shape, of the image or the frame that agrees least; 1 of flat.
+def agreement(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Correlation of two latents ``(n, c, ...)`` of one shape, ``(n, t)`` of each frame, ``(n, 1)`` of what has none.
 
-    One frame is enough to tell: of a clip that goes on from another picture, only the first was replaced.
+    Flat ones agree.
     """
-    a, b = (by_frame(values.float()).flatten(2) for values in (first, second))
-    a, b = ((values - values.mean(2, keepdim=True)).flatten(1) for values in (a, b))
-    scale = a.norm(dim=1) * b.norm(dim=1)
-    return float(torch.where(scale > 0, (a * b).sum(1) / scale.clamp(min=1e-12), 1.0).min())
+    a, b = (by_frame(values.float()).flatten(3) for values in (first, second))
+    a, b = ((values - values.mean(3, keepdim=True)).flatten(2) for values in (a, b))
+    scale = a.norm(dim=2) * b.norm(dim=2)
+    return torch.where(scale > 0, (a * b).sum(2) / scale.clamp(min=1e-12), 1.0)
 
 
 def by_frame(values: torch.Tensor) -> torch.Tensor:
-    """The frames of clips ``(n, c, t, h, w)`` as images of their own; other latents as they are."""
-    return values.movedim(2, 1).flatten(0, 1) if values.ndim == 5 else values
+    """Latents ``(n, t, c, ...)`` of clips ``(n, c, t, h, w)``, ``(n, 1, c, ...)`` of all else."""
+    return values.movedim(2, 1) if values.ndim == 5 else values[:, None]
 
 
 def are_reordered(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -201,18 +201,24 @@ def test_what_does_not_belong_is_refused_before_any_work(demo, demo_head, again)
     assert count.calls == 0
 
 
-def test_a_clip_that_goes_on_from_another_picture_is_another_latent():
-    """One replaced frame is enough: of what stands there nothing is known."""
+def test_a_frame_that_was_replaced_is_given():
+    """A second stage may begin with a picture of its own: of what stands there the first stage knows nothing."""
     setup = set_up("Wan")
     demo, clip = (setup.model, setup.positive, setup.negative), {"samples": torch.zeros(1, 16, 4, 8, 8)}
     head = fit_own_head(setup.model, setup.guidance, (16, 4, 8, 8), 2, 3, 2)
     latent, first = cut(demo, clip, 0, STEPS, head)
-    given = inputs(demo, latent) | dict(head=head, uncertainty=first)
-    assert not KSamplerBayesDiff.execute(**given).args[1].unknown
-    replaced = latent["samples"].clone()
+    replaced, kept = latent["samples"].clone(), torch.ones(1, 1, 4, 8, 8)
     replaced[:, :, 0] = torch.randn(replaced[:, :, 0].shape, generator=torch.manual_seed(0))
+    kept[:, :, 0] = 0
+    start = {"samples": replaced, "noise_mask": kept}
+    given = inputs(demo, start) | dict(head=head)
+    carried, alone = (KSamplerBayesDiff.execute(**given, uncertainty=each).args[1] for each in (first, None))
+    assert not carried.unknown and torch.equal(carried.latent, alone.latent)
+    assert (carried.variance[:, :, 1:] > alone.variance[:, :, 1:]).all()
+    assert carried.variance[:, :, 0].max() < 1e-6 * carried.variance.max()
+    other = {"samples": torch.randn(replaced.shape, generator=torch.manual_seed(0))}
     with pytest.raises(ValueError, match="got that of other images or in another order"):
-        KSamplerBayesDiff.execute(**given | {"latent_image": {"samples": replaced}})
+        KSamplerBayesDiff.execute(**given | {"latent_image": other}, uncertainty=first)
 
 
 def inputs(demo, latent) -> dict:
