@@ -6,9 +6,14 @@ import importlib
 
 import pytest
 import torch
+from bayesdiff.host.settings import Guidance
 from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_tomesd import TomePatchModel
+from factory import fit_own_head
+from family import Family
+from image_families import UNET
 from running import ours, scaled, stock
 
 # Node and numbers; the file of comfy_extras that has it.
@@ -73,6 +78,18 @@ def test_guidance_that_remembers_its_calls(demo, demo_head):
         found, uncertainty, _ = ours(model, head, LATENT, quality, **RUN)
         assert torch.equal(found["samples"], expected)
         assert ("answers the same when it is asked again" in uncertainty.unknown) == (quality == "draft")
+
+
+def test_tokens_that_are_merged_at_random():
+    """ToMe acts at full resolution, where the demo model has no attention; it draws random numbers in every call."""
+    options = UNET | dict(transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1])
+    family = Family("SD15", options, "out.2", LATENT["samples"].shape, (7, 16))
+    model, positive, negative = family.build(), family.conditioning(1), family.conditioning(2)
+    for parameter in model.model.diffusion_model.out[2].parameters():
+        parameter.mul_(0.02)  # predictions of ordinary size
+    head = fit_own_head(model, Guidance(positive, negative, 3.0), (4, 16, 16), 3, 2, 2)
+    merged = TomePatchModel.execute(model, 0.5).args[0]
+    check((merged, positive, negative, None), (model, positive, negative, None), head)
 
 
 def test_patches_together(demo, demo_head):
