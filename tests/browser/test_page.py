@@ -72,6 +72,8 @@ def test_the_template_browser_shows_every_workflow_with_its_image(page, server, 
         card.scroll_into_view_if_needed()
         expect(card.get_by_role("img").first).to_have_js_property("naturalWidth", 384)
     cards.first.scroll_into_view_if_needed()
+    for number in range(8):  # what was out of sight is loaded anew
+        expect(cards.nth(number).get_by_role("img").first).to_have_js_property("naturalWidth", 384)
     screenshot("page_templates")
     browser.get_by_test_id("template-workflow-batch_filter").click()
     page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.filename === 'batch_filter'")

@@ -6,9 +6,14 @@ import importlib
 
 import pytest
 import torch
+from bayesdiff.host.settings import Guidance
 from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_tomesd import TomePatchModel
+from factory import fit_own_head
+from family import Family
+from image_families import UNET
 from running import ours, scaled, stock
 
 # Node and numbers; the file of comfy_extras that has it.
@@ -23,7 +28,6 @@ PATCHES = {
     "Mahiro": ("mahiro",),
     "FreSca": ("fresca", 1.0, 1.25, 3),
     "EpsilonScaling": ("eps", 1.02),
-    "DifferentialDiffusion": ("differential_diffusion",),
     "APG": ("apg", 1.0, 5.0, -0.5),
     "PatchModelAddDownscale": ("model_downscale", 3, 2.0, 0.0, 0.5, True, "bicubic", "bicubic"),
 }
@@ -46,30 +50,24 @@ def patched(demo, *names: str):
     return model, *demo[1:]
 
 
-def check(model, demo, head, latent=LATENT) -> None:
-    expected = stock(model, latent, **RUN)["samples"]
-    assert not torch.equal(expected, stock(demo, latent, **RUN)["samples"]), "it does something"
+def check(model, demo, head) -> None:
+    expected = stock(model, LATENT, **RUN)["samples"]
+    assert not torch.equal(expected, stock(demo, LATENT, **RUN)["samples"]), "it does something"
     for quality in ("no head", "instant", "draft", "ensemble"):
         given, named = (None, "instant") if quality == "no head" else (head, quality)
-        found, uncertainty, _ = ours(model, given, latent, named, **RUN)
+        found, uncertainty, _ = ours(model, given, LATENT, named, **RUN)
         assert torch.equal(found["samples"], expected) and not uncertainty.unknown, quality
         assert (uncertainty.variance > 0).all() and uncertainty.variance.isfinite().all(), quality
         if quality == "draft":
             # Draws of next to nothing leave next to nothing: members see the patch as the run did.
-            tiny = ours(model, scaled(head, 1e-12), latent, named, **RUN)[1]
+            tiny = ours(model, scaled(head, 1e-12), LATENT, named, **RUN)[1]
             assert tiny.variance.mean() < 1e-6 * uncertainty.variance.mean()
-    assert torch.equal(stock(model, latent, **RUN)["samples"], expected)
+    assert torch.equal(stock(model, LATENT, **RUN)["samples"], expected)
 
 
-@pytest.mark.parametrize("name", sorted(PATCHES.keys() - {"APG", "DifferentialDiffusion"}))
+@pytest.mark.parametrize("name", sorted(PATCHES.keys() - {"APG"}))
 def test_a_patch_of_the_host(demo, demo_head, name):
     check(patched(demo, name), demo, demo_head)
-
-
-def test_differential_diffusion(demo, demo_head):
-    """A mask that rises over the image: each part is redrawn from a step of its own."""
-    mask = torch.linspace(0.6, 1.0, 128).expand(1, 128, 128)
-    check(patched(demo, "DifferentialDiffusion"), demo, demo_head, stock(demo, LATENT, **RUN) | {"noise_mask": mask})
 
 
 def test_guidance_that_remembers_its_calls(demo, demo_head):
@@ -80,6 +78,18 @@ def test_guidance_that_remembers_its_calls(demo, demo_head):
         found, uncertainty, _ = ours(model, head, LATENT, quality, **RUN)
         assert torch.equal(found["samples"], expected)
         assert ("answers the same when it is asked again" in uncertainty.unknown) == (quality == "draft")
+
+
+def test_tokens_that_are_merged_at_random():
+    """ToMe acts at full resolution, where the demo model has no attention; it draws random numbers in every call."""
+    options = UNET | dict(transformer_depth=[1, 1], transformer_depth_output=[1, 1, 1, 1])
+    family = Family("SD15", options, "out.2", LATENT["samples"].shape, (7, 16))
+    model, positive, negative = family.build(), family.conditioning(1), family.conditioning(2)
+    for parameter in model.model.diffusion_model.out[2].parameters():
+        parameter.mul_(0.02)  # predictions of ordinary size
+    head = fit_own_head(model, Guidance(positive, negative, 3.0), (4, 16, 16), 3, 2, 2)
+    merged = TomePatchModel.execute(model, 0.5).args[0]
+    check((merged, positive, negative, None), (model, positive, negative, None), head)
 
 
 def test_patches_together(demo, demo_head):
