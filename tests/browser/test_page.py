@@ -92,15 +92,34 @@ def test_a_workflow_opens_whole_with_every_value_in_its_place(page, server, name
     for node_id, node in GRAPHS[name].items():
         values = {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
         assert {key: widgets[node_id].get(key) for key in values} == values, node["_meta"]["title"]
-    queued = page.evaluate("async () => (await app.graphToPrompt()).output")
-    for node in queued.values():
+    assert kinds_and_inputs(queued(page)) == kinds_and_inputs(make_workflows.runnable(GRAPHS[name]))
+
+
+def queued(page) -> dict:
+    """The graph as the page would queue it."""
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in graph.values():
         if node["class_type"] == "PreviewAny":
             node["inputs"].pop("preview", None)  # where the page shows the text
-    assert kinds_and_inputs(queued) == kinds_and_inputs(make_workflows.runnable(GRAPHS[name]))
+    return graph
 
 
 def kinds_and_inputs(graph: dict) -> dict:
     return {node_id: (node["class_type"], node["inputs"]) for node_id, node in graph.items()}
+
+
+def test_workflows_of_release_0_1_mean_on_the_page_what_the_tests_take_them_for(page, server):
+    """What has come since has its default there: so a saved re-noising becomes a redrawing, see CHANGELOG.md."""
+    open_workflow(page, server, "quickstart")
+    object_info, methods = server.object_info(), []
+    for path in sorted((ROOT / "tests" / "graphs" / "v0.1").glob("*.json")):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        page.evaluate("graph => app.loadGraphData(graph)", workflow)
+        graph = queued(page)
+        expected = make_workflows.runnable(make_workflows.to_api(workflow, object_info))
+        assert kinds_and_inputs(graph) == kinds_and_inputs(expected), path.stem
+        methods += [n["inputs"]["method"] for n in graph.values() if n["class_type"] == "BayesDiffRenoise"]
+    assert methods == ["redraw"]
 
 
 def test_a_node_that_is_missing_would_be_told(page, server):
