@@ -71,7 +71,7 @@ LEFT_OUT = (
 # Loaders of what is left out.
 NOT_LOADED = {
     "ControlNetLoader": "CONTROL_NET", "StyleModelLoader": "STYLE_MODEL", "UpscaleModelLoader": "UPSCALE_MODEL",
-    "LatentUpscaleModelLoader": "LATENT_UPSCALE_MODEL", "LoadMoGeModel": "MOGE_MODEL",
+    "LatentUpscaleModelLoader": "LATENT_UPSCALE_MODEL", "LoadMoGeModel": "MOGE_MODEL", "LoadDA3Model": "DA3_MODEL",
 }  # fmt: skip
 # Pictures that a node enlarges beyond the first before it encodes them are encoded at the second.
 LARGEST, SMALLER = 512, 160
@@ -379,6 +379,8 @@ def register() -> None:
         # What a network sees in a picture, its depth or its objects, is the picture itself.
         "MoGeInference": stand_in(("MOGE_GEOMETRY",), lambda image: (image,), image="IMAGE"),
         "MoGeRender": stand_in(("IMAGE",), lambda moge_geometry: (moge_geometry,), moge_geometry="MOGE_GEOMETRY"),
+        "DA3Inference": stand_in(("DA3_GEOMETRY",), lambda image: (image,), image="IMAGE"),
+        "DA3Render": stand_in(("IMAGE",), lambda da3_geometry: (da3_geometry,), da3_geometry="DA3_GEOMETRY"),
         "SAM3_Detect": stand_in(
             ("MASK", "BOUNDING_BOX"), lambda image: ((image[..., 0] > 0.5).float(), None), image="IMAGE"
         ),

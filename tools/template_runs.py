@@ -129,6 +129,7 @@ def run_graph(graph: Graph) -> dict[str, list]:
         Failed: a node failed.
     """
     KEPT.clear()
+    torch.manual_seed(0)  # for nodes that draw without a seed of their own
     executor = execution.PromptExecutor(
         Quiet(), cache_type=execution.CacheType.CLASSIC, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
     )
