@@ -24,11 +24,14 @@ def check_latent(model: ModelPatcher, latent: dict) -> None:
     samples, latent_format = latent["samples"], model.model.latent_format
     if samples.is_nested:  # its parts have channels of their own, which the host does not tell
         return
-    if samples.shape[1] != latent_format.latent_channels and torch.count_nonzero(samples) > 0:
+    if samples.shape[1] == latent_format.latent_channels or torch.count_nonzero(samples) == 0:
+        return
+    # Of video with sound the format names the larger number of both.
+    channels = parts_of(empty_latent(model, latent))[0].shape[1]
+    if samples.shape[1] != channels:
         raise ValueError(
-            f"Expected a latent of {latent_format.latent_channels} channels for this model "
-            f"({type(latent_format).__name__}), got {samples.shape[1]}; encode the image with this model's own VAE "
-            "or connect an empty latent."
+            f"Expected a latent of {channels} channels for this model ({type(latent_format).__name__}), got "
+            f"{samples.shape[1]}; encode the image with this model's own VAE or connect an empty latent."
         )
 
 
