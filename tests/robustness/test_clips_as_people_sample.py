@@ -61,7 +61,7 @@ class Clip:
 
 
 def frames_of_map(uncertainty, vae) -> int:
-    return len(UncertaintyMap.execute(uncertainty, vae, "per image", 0.5).args[0])
+    return len(UncertaintyMap.execute(uncertainty, vae, "each image", 0.5).args[0])
 
 
 @pytest.fixture(scope="module")
