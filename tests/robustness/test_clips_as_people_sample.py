@@ -7,12 +7,11 @@ import pytest
 import torch
 from bayesdiff.host.settings import Guidance
 from bayesdiff.nodes.map import UncertaintyMap
-from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
 from factory import fit_own_head
 from families import set_up
 from in_process import traces
-from running import little_memory, ours, stock
+from running import in_windows, little_memory, ours, stock
 from small_models import small_video_vae
 
 RUN = dict(steps=4, seed=3)
@@ -107,11 +106,7 @@ def plain():
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_windows_over_the_frames(plain, quality):
-    windowed = WanContextWindowsManualNode.execute(
-        plain.prompted[0], context_length=9, context_overlap=5, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid",
-    ).args[0]  # fmt: skip
-    uncertainty = plain.check(quality, (windowed, *plain.prompted[1:]))
+    uncertainty = plain.check(quality, (in_windows(plain.prompted[0], 3, dim=2), *plain.prompted[1:]))
     assert not uncertainty.unknown and (uncertainty.variance > 0).all()
 
 
