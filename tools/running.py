@@ -95,7 +95,7 @@ def scaled(head, factor: float):
 
 
 def in_windows(model, length: int, dim: int = 0):
-    """A model that samples in windows of so many images of a batch, or latent frames at dimension 2, by the stock node."""
+    """A model that samples in windows of so many images of a batch (or frames: dimension 2), by the stock node."""
     windows = dict(context_length=length, context_overlap=1, context_schedule="standard_static", context_stride=1)
     windows |= dict(closed_loop=False, fuse_method="pyramid", dim=dim)
     if "freenoise" in inspect.signature(ContextWindowsManualNode.execute).parameters:  # of newer hosts
