@@ -40,11 +40,12 @@ WIDE = {"flux": WIDE_FLUX, "wan": WIDE_WAN}
 
 def measure(function, layer, repeats: int) -> tuple[int, float, float]:
     """Network calls of one run, the median of its seconds, and the peak of its memory in MiB."""
-    times, peaks, calls = [], [], 0
+    calls, _ = count_calls(layer, function)  # which also warms up
+    times, peaks = [], []
     for _ in range(repeats):
         with PeakMemory() as memory:
             start = time.perf_counter()
-            calls, _ = count_calls(layer, function)
+            function()
             times.append(time.perf_counter() - start)
         peaks.append(memory.mib)
     return calls, statistics.median(times), max(peaks)
