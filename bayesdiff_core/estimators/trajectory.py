@@ -107,8 +107,8 @@ class Trajectory:
     """A sampling run that is over.
 
     Attributes:
-        states: every evaluation of the network, in order; at least one. Where an estimator reads
-            the evidence alone, those that this is read from.
+        states: every evaluation of the network, in order; at least one. Where an estimator reads the
+            evidence alone, those that this is read from.
         end: scales at the end of the run.
         sampler: name of the sampling algorithm, "" where it has none.
         share_denoised: ``(n, ...)`` without channels, how much of each cell a mask let the run denoise, at the state

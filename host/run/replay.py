@@ -189,10 +189,10 @@ class Replay(NominalRun):
         context, options = self.context, self.options if options is None else options
         if state.sigma > self.last.sigma:
             restart(context.guider)
-        self.last = state
-        self.asked.add(self.index_of(state))
+        self.last, place = state, self.index_of(state)
+        self.asked.add(place)
         # A patch that draws random numbers at every call draws those of the run.
-        self.recording.generators[self.index_of(state)].restore(context.device)
+        self.recording.generators[place].restore(context.device)
         sigma = torch.full((len(state.x),), state.sigma, device=context.device)
         mask = context.mask_at(sigma)
         nominal = state.x.to(context.device, context.dtype)
