@@ -10,6 +10,8 @@ const NODE = 'BayesDiffUncertaintyViewer'
 const UI = 'bayesdiff_viewer'
 const USED = 'bayesdiff_viewer_used'
 const SIZE = [480, 860]
+/** Milliseconds between two looks for outputs that the page has not restored yet. */
+const AGAIN = 250
 /** Around a DOM widget in the classic renderer. */
 const MARGIN = 10
 /** @type {Map<object, Panel>} */
@@ -32,12 +34,17 @@ function locale() {
 }
 
 /** The node's outputs as the page keeps them, shown. */
-function show(node, output) {
+function show(panel, output) {
   const [batch] = output?.[UI] ?? []
-  const panel = panels.get(node)
-  if (!batch || !panel) return
+  if (!batch) return
   panel.settings.used = output[USED]?.[0] ?? {}
   panel.fill(batch)
+}
+
+/** Of a graph that is shown again, as after an undo, the page restores the outputs at some later time. */
+function showOnceKnown(node, panel) {
+  show(panel, app.nodeOutputs?.[node.id])
+  if (!panel.batch && panels.has(node)) setTimeout(() => showOnceKnown(node, panel), AGAIN)
 }
 
 /** Nodes 2.0 of older pages goes on showing the panel of a node that was since made anew, as an undo does. */
@@ -61,7 +68,7 @@ function attach(node) {
   const executed = node.onExecuted
   node.onExecuted = function (output) {
     executed?.apply(this, arguments)
-    show(node, output)
+    show(panel, output)
   }
   const connected = node.onConnectionsChange
   node.onConnectionsChange = function () {
@@ -73,12 +80,12 @@ function attach(node) {
     removed?.apply(this, arguments)
     panels.delete(node)
   }
-  // Of a graph that is shown again, the page knows the outputs a little later.
+  // The page gives the node its number, its values and its links after this.
   setTimeout(() => {
     takePlace(node, panel)
     panel.invite()
     panel.update()
-    show(node, app.nodeOutputs?.[node.id])
+    showOnceKnown(node, panel)
   }, 0)
 }
 
@@ -92,7 +99,12 @@ app.registerExtension({
       }),
     )
     // Values that were undone, or set by another hand.
-    api.addEventListener('graphChanged', () => panels.forEach((panel) => panel.update()))
+    api.addEventListener('graphChanged', () => {
+      for (const [node, panel] of panels) {
+        takePlace(node, panel)
+        panel.update()
+      }
+    })
     api.addEventListener('execution_error', ({ detail }) => {
       if (detail.node_type !== NODE) return
       const id = String(detail.node_id).split(':').at(-1)
@@ -103,6 +115,6 @@ app.registerExtension({
     if (node.comfyClass === NODE) attach(node)
   },
   onNodeOutputsUpdated(outputs) {
-    for (const node of panels.keys()) show(node, outputs[node.id])
+    for (const [node, panel] of panels) show(panel, outputs[node.id])
   },
 })

@@ -69,6 +69,17 @@ def test_see_set_the_mask_choose_and_run(anywhere):
     assert panel.widgets() == chosen
 
 
+def test_outputs_that_the_page_restores_late_are_shown(panel, page):
+    panel.run()
+    # The node made anew, as by an undo, while the page does not know its outputs yet.
+    page.evaluate("() => { window.kept = app.nodeOutputs[5]; delete app.nodeOutputs[5]; "
+                  "app.graph.configure(app.graph.serialize()) }")  # fmt: skip
+    expect(panel.element).to_contain_text("Run the graph once")
+    page.evaluate("() => { app.nodeOutputs[5] = window.kept }")
+    expect(panel.items).to_have_count(COUNT)
+    expect(panel.said.last).to_contain_text("Automatic: the surest 2 of 4 go on")
+
+
 def test_all_none_invert_and_the_surest(panel, page):
     panel.run()
     order = page.evaluate("() => app.nodeOutputs[5].bayesdiff_viewer[0].order")
