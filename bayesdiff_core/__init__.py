@@ -1,4 +1,4 @@
-"""The mathematics of BayesDiff: torch, numpy and safetensors. It knows no ComfyUI and serves any host.
+"""The mathematics of BayesDiff: torch, numpy, scipy, safetensors and Pillow. It knows no ComfyUI and serves any host.
 
 ================  ============================================================================
 ``posterior``     the last layer's Gaussian posterior: features, fit, draws, file
@@ -8,8 +8,8 @@
 ``drawing``       sheets and plots
 ================  ============================================================================
 
-Imports go one way: ``drawing`` and ``resampling`` read ``reading``, which reads ``estimators`` for noise levels alone;
-``estimators`` never reads ``posterior``: a host answers its questions.
+Imports go one way: ``drawing`` and ``resampling`` read ``reading``, and ``posterior`` too, for the scores that a head
+knows. ``reading`` reads ``estimators``, which reads none of them: a host answers its questions about the posterior.
 """
 
 VERSION = "0.2.0"

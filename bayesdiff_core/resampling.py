@@ -22,7 +22,7 @@ def nearest_moment(uncertainty: Uncertainty, sigma: float) -> Moment:
     if not moments:
         raise ValueError(
             f"Expected an uncertainty that keeps its trajectory, got one of '{uncertainty.estimator}' that has none; "
-            "take it from a sampler (BayesDiff), or connect sigmas to its Uncertainty Options."
+            "take it from a sampler (BayesDiff) with a Laplace head."
         )
     return moments[nearest_sigma([moment.sigma for moment in moments], sigma)]
 

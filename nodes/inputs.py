@@ -171,8 +171,8 @@ def sampler_outputs() -> list[io.Output]:
             "percentiles",
             display_name="percentiles",
             is_output_list=True,
-            tooltip="Of each score: of how many percent of this model's own images, as the head saw them at its fit, "
-            "the model is more certain. Needs a head.",
+            tooltip="For each score: what percentage of the model's own images, sampled at the head's fit, score "
+            "lower, so the model is more certain of them. Needs a head.",
         ),
     ]
 

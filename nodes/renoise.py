@@ -75,7 +75,7 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     options=[REDRAW.name, RENOISE],
                     default=REDRAW.name,
                     optional=True,
-                    tooltip="Redraw: samples the image anew from half-way; what is far from anything real changes "
+                    tooltip="Redraw: samples the image again from half-way; what is far from anything real changes "
                     "most. Re-noise: how far single predictions disagree.",
                 ),
                 io.Float.Input(
@@ -86,7 +86,8 @@ class UncertaintyWithoutHead(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     **ADVANCED,
-                    tooltip="Redraw only: noise over signal to start from. Too much draws another image.",
+                    tooltip="Redraw only: how much noise to start from, as a multiple of the signal. Too much draws "
+                    "another image.",
                 ),
                 io.Int.Input(
                     "redraw_steps",

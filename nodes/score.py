@@ -28,10 +28,10 @@ class UncertaintyScore(io.ComfyNode):
                     options=[*SCORES, *SEMANTIC_SCORES],
                     default=DEFAULT,
                     tooltip="Sum: of variances, as in the paper. Mean std: what the samplers return. Root mean square: "
-                    "ruled more by what stands out; what redrawing returns. Median: the "
-                    "image as a whole. Upper quantile: its worst twentieth. Patch maximum: its worst spot. "
-                    "Content-normalised: forgives texture and edges. Feature disagreement and entropy: how much CLIP "
-                    "features vary across decoded alternatives; they need vae and clip_vision.",
+                    "ruled more by what stands out; what redrawing returns. Median: the image as a whole. Upper "
+                    "quantile: its worst twentieth. Patch maximum: its worst spot. Content-normalised: forgives "
+                    "texture and edges. Feature disagreement and entropy: how much CLIP features vary across decoded "
+                    "alternatives; they need vae and clip_vision.",
                 ),
                 io.Mask.Input(
                     "mask",

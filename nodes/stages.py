@@ -27,7 +27,7 @@ class UncertaintyToLatents(io.ComfyNode):
                     default=0,
                     min=0,
                     max=256,
-                    tooltip="At most so many members per image; 0 for all that the sampler kept. Each is one more "
+                    tooltip="At most this many members per image; 0 for all that the sampler kept. Each is one more "
                     "latent for the nodes that follow.",
                 ),
             ],

@@ -94,7 +94,7 @@ class UncertaintyViewer(io.ComfyNode):
                     step=0.5,
                     round=0.1,
                     optional=True,
-                    tooltip="For 'percentile': mask what is less certain than so many percent of all maps.",
+                    tooltip="For 'percentile': mask what is less certain than this percentage of all maps.",
                 ),
                 grow_input(optional=True),
                 blur_input(optional=True),

@@ -36,8 +36,10 @@ NOTES = {
         "## Best of N\n"
         "1. Sixteen seeds are sampled for half of their steps and ranked by how unsure the model is of the result.\n"
         "2. Only the four most certain are finished. The report counts the network calls that this saves.\n"
-        "3. **Uncertainty Viewer** shows the best with their maps; the surest two go on until you choose.\n"
-        "4. **Try** a smaller *share*, which saves more and ranks worse. Without a map, switch *score_finished* off."
+        "3. **Uncertainty without a Head** maps the best, at two calls each. **Uncertainty Viewer** shows them; the "
+        "surest two go on until you choose.\n"
+        "4. **Try** a smaller *share*, which saves more and ranks worse, or the quality *instant*, which ranks at no "
+        "call."
     ),
     "mask_to_inpaint": (
         "## From the map to an inpainting mask\n"
@@ -67,8 +69,8 @@ NOTES = {
         "latent, bit for bit, plus a map of every frame, at no extra call. The stock **Create Video** shows both.\n"
         "2. The least certain cells of all frames become a mask. The stock **KSampler** redraws them and leaves the "
         "rest.\n"
-        "3. **Try** another *emoji* or *motion*. *Any* of them vary with the seed and go wrong more often. Or redraw a "
-        "span of frames: *first_frame* and *last_frame* of the mask."
+        "3. **Try** another *emoji* or *motion*. *Any emoji* and *any motion* vary with the seed and go wrong more "
+        "often. Or redraw a span of frames: *first_frame* and *last_frame* of the mask."
     ),
     "fit_a_head": (
         "## Fit, save and load a Laplace head\n"

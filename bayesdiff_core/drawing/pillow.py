@@ -12,14 +12,17 @@ INK, PALE = "#222222", "#d8d8d8"
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
+    """A Pillow image of ``(h, w, 3)`` in [0, 1]; what is outside is clipped."""
     return Image.fromarray((image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def from_pil(image: Image.Image) -> torch.Tensor:
+    """The inverse of :func:`to_pil`, float32 on the CPU."""
     return torch.from_numpy(numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255)
 
 
 def font_of(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font at a height in pixels."""
     return ImageFont.load_default(height)
 
 

@@ -63,12 +63,14 @@ class Axes:
         self.draw.line((self.left, self.bottom, self.right, self.bottom), fill=INK)
 
     def x(self, value: float) -> float:
+        """Where a value of the horizontal axis lies, in pixels from the left."""
         low, high = self.across.low, self.across.high
         if self.across.logarithmic:
             low, high, value = math.log(high), math.log(low), math.log(value)
         return self.left + (self.right - self.left) * (0.5 if low == high else (value - low) / (high - low))
 
     def y(self, value: float) -> float:
+        """Where a value of the vertical axis lies, in pixels from the top."""
         low, high = self.up.low, self.up.high
         return self.base - (self.base - self.top) * (value - low) / (high - low)
 

@@ -2,12 +2,15 @@
 
 ================  ============================================================================
 ``trajectory``    the nominal run, as it went
+``past``          what an earlier stage left, and what this one hands over
+``parts``         picture and sound of a nested latent
 ``base``          what an estimator is given and returns
-``deviations``    members followed as small deviations from the run: what the qualities use
+``deviations``    members followed as small deviations from the run: what draft, balanced and precise use
 ``moderation``    few members, strengthened by what the run shows for nothing
+``degrees``       how little a few members tell: degrees of freedom of their mean squares
 ``ensemble``      every member sampled from start to end: the definition
 ``tangents``      members that ride through the sampler's own steps, linearised
-``moments``       the paper's recursion, made right
+``moments``       the paper's recursion, corrected
 ``paper``         the paper's recursion, as published
 ``evidence``      what a run itself shows of the variance, for nothing
 ``trend``         what a head learned of how the variance follows that

@@ -164,7 +164,7 @@ class Deviations(Estimator):
     moderated: bool = True
     on_scale: ClassVar[bool] = True
     name: ClassVar[str] = "deviations"
-    help: ClassVar[str] = "what the qualities use."
+    help: ClassVar[str] = "what draft, balanced and precise use."
 
     def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
         return self.moderated and is_needed(noise_over_signal, schedule)

@@ -58,7 +58,7 @@ class EnsembleVariance:
             ValueError: fewer than two members were added.
         """
         if self.count < 2:
-            raise ValueError(f"Expected at least 2 ensemble members, got {self.count}.")
+            raise ValueError(f"Expected at least 2 ensemble members, got {self.count}; add more of them.")
         centred = self.sum_of_squares - self.sum.square() / self.count
         return (centred.clamp(min=0) / (self.count - 1)).float()
 

@@ -52,6 +52,7 @@ def blur_inside(maps: torch.Tensor, share: torch.Tensor | None) -> torch.Tensor:
 
 
 def log_level(noise_over_signal: float) -> float:
+    """Its natural logarithm; below 1e-4 and above 1e4, that of these bounds."""
     return math.log(min(max(noise_over_signal, 1e-4), 1e4))
 
 

@@ -1,4 +1,4 @@
-"""The paper's iteration made right: mean and variance of x, step by step (Kou et al. 2024, section 3.3).
+"""The paper's recursion, corrected: mean and variance of x, step by step (Kou et al. 2024, section 3.3).
 
 The published recursion without its three faults. Cov(x, D) is centred on the nominal run and found from antithetic
 Rademacher pairs ``x ± sqrt(V) r``; the variance of D over x, which the paper drops, is put back, so that the update is
@@ -35,7 +35,7 @@ class Moments(Estimator):
     every: int = knob(5, 1, 1000, "steps from one uncertain step to the next (Skip).", default=5)
     draws: int = knob(10, 1, 1000, "pairs of probes at an uncertain step; one or two are enough.", default=1)
     name: ClassVar[str] = "moments"
-    help: ClassVar[str] = "the paper's recursion, made right; for comparison."
+    help: ClassVar[str] = "the paper's recursion, corrected; for comparison."
 
     def wants_variance(self, noise_over_signal: float, schedule: list[float]) -> bool:
         return True

@@ -74,14 +74,17 @@ class State:
 
     @property
     def noise(self) -> float:
+        """Scale of the noise in x."""
         return self.scales.noise
 
     @property
     def signal(self) -> float:
+        """Scale alpha of the clean latent in x."""
         return self.scales.signal
 
     @property
     def noise_over_signal(self) -> float:
+        """The ratio of the two, see :attr:`Scales.noise_over_signal`."""
         return self.scales.noise_over_signal
 
 

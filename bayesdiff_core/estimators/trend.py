@@ -117,6 +117,7 @@ class Trend:
     images: int
 
     def slopes(self, evidence: Evidence) -> Slopes:
+        """Those for a run: without gamma² where it was not seen, of another size where that of gamma² is wrong."""
         if evidence.variance is None:
             return self.blind
         return self.full if evidence.sized else dataclasses.replace(self.full, level=self.blind.level)
@@ -162,6 +163,11 @@ def log_scores(seen: Seen) -> torch.Tensor:
 
 
 def fit_slopes(seen: Sequence[Seen]) -> Slopes:
+    """Ridge regression of the centred log squares on the centred evidence of all images, and one number for the size.
+
+    The penalty is the noise of the log squares (Smyth 2004) over the variance that slopes have a priori,
+    :data:`SLOPES` squared, for covariates of unit variance. All ``seen`` show gamma², or none does.
+    """
     rows, targets = [], []
     for each in seen:
         inside = each.evidence.inside

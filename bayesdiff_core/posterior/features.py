@@ -159,6 +159,7 @@ class LayerGeometry:
         return torch.cat([weights, zero]) if self.bias else weights
 
     def to_json(self) -> str:
+        """The fields as one JSON object, for the metadata of a file."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod

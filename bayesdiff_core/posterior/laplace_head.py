@@ -40,13 +40,16 @@ class SpectralPrecision:
 
     @property
     def structure(self) -> str:
+        """Its name among :data:`STRUCTURES`."""
         return "full" if self.basis.shape[0] == self.basis.shape[1] else "low-rank"
 
     @property
     def width(self) -> int:
+        """p, the length of a feature row."""
         return self.basis.shape[0]
 
     def is_sound(self) -> bool:
+        """Whether shapes fit together and all numbers are finite and positive where they must be."""
         return (
             self.basis.ndim == 2
             and self.basis.shape[0] >= self.basis.shape[1] == self.values.numel() > 0
@@ -57,6 +60,10 @@ class SpectralPrecision:
         )
 
     def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
+        """``phi^T A^-1 phi`` at every position, see :meth:`LaplaceHead.variance`.
+
+        With fewer eigenvectors: ``sum (u_i^T phi)² / values_i + (|phi|² - sum (u_i^T phi)²) / rest``.
+        """
         within, energy = torch.zeros(()), torch.zeros(())
         for basis, values in zip(self.basis.split(chunk, dim=1), self.values.split(chunk)):
             square = geometry.apply(features, basis).square().movedim(geometry.channel_dim, -1)
@@ -67,6 +74,7 @@ class SpectralPrecision:
         return within + (geometry.square_norm(features) - energy).clamp(min=0) / self.rest
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        """``A^-1/2 noise``, of standard normal ``noise`` ``(p, out_features)``; of the same shape."""
         basis = self.basis.to(noise.device)
         coefficients = basis.T @ noise
         inside = basis @ (coefficients * self.values.to(noise.device).rsqrt()[:, None])
@@ -84,17 +92,21 @@ class DiagonalPrecision:
 
     @property
     def width(self) -> int:
+        """p, the length of a feature row."""
         return self.values.shape[0]
 
     def is_sound(self) -> bool:
+        """Whether it is one row of finite, positive numbers."""
         return self.values.ndim == 1 and bool(torch.isfinite(self.values).all() and (self.values > 0).all())
 
     def variance(self, geometry: LayerGeometry, features: torch.Tensor, chunk: int) -> torch.Tensor:
+        """``sum phi_i² / values_i`` at every position, see :meth:`LaplaceHead.variance`."""
         # The bias column is a one, so it is its own square.
         column = self.values.reciprocal()[:, None]
         return geometry.apply(features.float().square(), column).squeeze(geometry.channel_dim)
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
+        """``A^-1/2 noise``, of standard normal ``noise`` ``(p, out_features)``; of the same shape."""
         return noise * self.values.to(noise.device).rsqrt()[:, None]
 
 

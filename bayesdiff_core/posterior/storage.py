@@ -182,6 +182,7 @@ def read_head(tensors: dict[str, torch.Tensor], metadata: dict[str, str], before
 
 
 def is_sound(head: LaplaceHead) -> bool:
+    """Whether the precision fits the layer, and lambda is finite and positive."""
     return (
         head.precision.is_sound()
         and head.precision.width == head.geometry.width
@@ -190,6 +191,11 @@ def is_sound(head: LaplaceHead) -> bool:
 
 
 def read_precision(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> SpectralPrecision | DiagonalPrecision:
+    """The precision that the tensors of one head hold, in float32.
+
+    Raises:
+        KeyError, ValueError: a part is missing, or is no number.
+    """
     values = tensors["precision"].float()
     if "basis" not in tensors:
         return DiagonalPrecision(values)

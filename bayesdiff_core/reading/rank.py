@@ -44,4 +44,5 @@ def keep_below(scores: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def worst_if_unknown(scores: torch.Tensor) -> torch.Tensor:
+    """Scores ``(n,)`` with infinity in place of what is not a number."""
     return scores.where(scores.isfinite(), math.inf)

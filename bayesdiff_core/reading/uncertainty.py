@@ -65,6 +65,7 @@ class Moment:
         return [dataclasses.replace(self, latent=latent, variance=variance) for latent, variance in both]
 
     def select(self, index: torch.Tensor) -> Moment:
+        """That of the images at ``index`` ``(m,)`` alone, in that order."""
         return dataclasses.replace(self, latent=self.latent[index], variance=self.variance[index])
 
 
@@ -275,8 +276,8 @@ class Uncertainty:
         moments = [moment for moment in self.trajectory if moment.sigma > 0]
         if not moments:
             raise ValueError(
-                "Expected an uncertainty that keeps its trajectory, got one that does not; connect sigmas to "
-                "Uncertainty Options and those to the sampler."
+                f"Expected an uncertainty that keeps its trajectory, got one of '{self.estimator}' that has none; take "
+                "it from a sampler (BayesDiff) with a Laplace head."
             )
         for moment in moments:
             require_finite(moment.variance)

@@ -44,7 +44,11 @@ def has_token() -> bool:
 
 
 def connect(address: str | None, dashboard: bool = False) -> None:
-    """Join a cluster, or start Ray on this machine alone."""
+    """Join a cluster, or start Ray on this machine alone.
+
+    Raises:
+        Problem: there is no such cluster, or Ray does not start.
+    """
     settings = LOOPBACK if address is None else {"RAY_AUTH_MODE": "token"} if has_token() else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -56,12 +60,18 @@ def connect(address: str | None, dashboard: bool = False) -> None:
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if address is None:
+            raise Problem(f"Expected Ray to start on this machine, got '{error}'; fix that and try again.") from None
         raise Problem(f"Expected a Ray cluster at {address}, got '{error}'; start one with: ray start --head") from None
     signal.signal(signal.SIGTERM, on_stop)
 
 
 def resources(workers: int | None, cpus: int, gpus: float) -> tuple[int, dict]:
-    """How many workers, and what each takes: a GPU where there are any, else CPUs."""
+    """How many workers, and what each takes: a GPU where there are any, else CPUs.
+
+    Raises:
+        Problem: there is no room for so many.
+    """
     import ray
 
     there = ray.cluster_resources()
@@ -74,7 +84,8 @@ def resources(workers: int | None, cpus: int, gpus: float) -> tuple[int, dict]:
     count = workers or (most if there.get("GPU") else 1)
     if not 1 <= count <= most:
         what = f"{there.get('GPU', 0):g} GPUs" if there.get("GPU") else f"{there.get('CPU', 0):g} CPUs"
-        raise Problem(f"Expected room for at least one and for {count} workers, got {what}; give fewer --workers.")
+        wanted = "one worker" if count <= 1 else f"{count} workers"
+        raise Problem(f"Expected room for {wanted}, got {what}; give fewer --workers, or less --gpus or --cpus.")
     return count, each
 
 

@@ -94,7 +94,7 @@ class Driver:
                 if len(self.free) > 0:
                     return failed
             if not self.crew.busy:
-                raise Problem("Expected at least one worker, got none any more; go on with --resume.")
+                raise Problem("Expected at least one worker, but all are gone; go on with --resume.")
             rows = []
             for event in self.crew.wait(1.0):
                 if event.kind == "ready":

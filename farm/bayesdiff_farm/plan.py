@@ -102,7 +102,11 @@ def find_sampler(graph: Graph, named: str | None) -> str:
 
 
 def find_seeds(graph: Graph, sampler: str) -> list[str]:
-    """The seeds of the image's noise, as ``node.input``: those of the sampler and of what its latent comes from."""
+    """The seeds of the image's noise, as ``node.input``: those of the sampler and of what its latent comes from.
+
+    Raises:
+        Problem: there is none.
+    """
     found = []
     for node_id in upstream(graph, [sampler], ASIDE):
         connected = dict(links(graph[node_id]))
@@ -120,7 +124,11 @@ def find_seeds(graph: Graph, sampler: str) -> list[str]:
 
 
 def find_prompt(graph: Graph, sampler: str) -> str:
-    """The text of the positive prompt, as ``node.input``: the nearest one."""
+    """The text of the positive prompt, as ``node.input``: the nearest one.
+
+    Raises:
+        Problem: there is none.
+    """
     inputs = graph[sampler]["inputs"]
     start = next((inputs[name] for name in ("positive", "guider") if isinstance(inputs.get(name), list)), None)
     nodes = upstream(graph, [start[0]], {"negative", "model", "clip", "vae"}) if start else []

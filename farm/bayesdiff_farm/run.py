@@ -27,11 +27,11 @@ class Settings:
     """What a run needs to know beside its plan and its rule.
 
     Attributes:
-        workers: how many; None is one a GPU, or one in all.
+        workers: how many; None is one per GPU, or one without GPUs.
         cpus, gpus: what each takes.
         address: of a Ray cluster; None is this machine alone.
         comfyui, python, arguments: see :class:`~bayesdiff_farm.worker.Site`.
-        finish: how many images of a first pass are finished; None as many as are kept.
+        finish: how many images of a first pass are finished; None is as many as are kept.
         discard: whether to remove in the end what was not kept.
     """
 
@@ -99,11 +99,17 @@ class Run:
         os.replace(new, self.folder / "run.json")
 
     def check_passes(self) -> None:
-        """Two passes are to be cheaper than one."""
+        """Make sure that two passes are cheaper than one.
+
+        Raises:
+            Problem: they are not, or what to keep is known only of finished images.
+        """
         if (share := self.plan.early) is None:
             return
         if self.rule.percentile is not None:
-            raise Problem("Expected a number to keep with --early, got a percentile, which is of finished images.")
+            raise Problem(
+                "Expected a number to keep with --early, got a percentile, which is of finished images; give --keep."
+            )
         groups = self.plan.count // self.plan.seeds
         finished = dataclasses.replace(self.rule, **self.finishing()).most(groups, self.plan.count)
         if share * self.plan.count + finished >= self.plan.count:

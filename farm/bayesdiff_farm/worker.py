@@ -79,7 +79,11 @@ class Worker:
         return self.identity()
 
     def identity(self) -> dict:
-        """Host, device, and what must not differ from worker to worker: versions, pack, and files by their hash."""
+        """Host, device, and what must not differ from worker to worker: versions, pack, and files by their hash.
+
+        Raises:
+            Problem: ComfyUI has no such pack.
+        """
         described = self.server.get(f"/object_info/{NODE}").get(NODE)
         if described is None:
             raise Problem(f"Expected the pack BayesDiff in ComfyUI on {self.host}, found none; install it there.")

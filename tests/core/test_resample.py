@@ -56,7 +56,7 @@ def test_a_seed_gives_the_same_draws_and_leaves_the_global_generator_alone():
 def test_the_nearest_point_is_found_by_the_logarithm_of_sigma():
     found = uncertainty(*(moment(sigma) for sigma in (10.0, 1.0, 0.1)))
     assert [nearest_moment(found, sigma).sigma for sigma in (50.0, 4.0, 3.0, 0.3, 0.0)] == [10.0, 10.0, 1.0, 0.1, 0.1]
-    with pytest.raises(ValueError, match="Expected an uncertainty that keeps its trajectory.*connect sigmas"):
+    with pytest.raises(ValueError, match="Expected an uncertainty that keeps its trajectory.*with a Laplace head"):
         nearest_moment(uncertainty(), 1.0)
 
 

@@ -60,9 +60,9 @@ const WORDS = {
   de: {
     viewer: 'Unsicherheitsbetrachter',
     missing:
-      'Verbinden Sie Bilder und deren Unsicherheit, von irgendeinem Sampler von BayesDiff, und führen Sie den Graphen aus.',
+      'Verbinde Bilder und deren Unsicherheit, von irgendeinem Sampler von BayesDiff, und führe den Graphen aus.',
     empty:
-      'Führen Sie den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
+      'Führe den Graphen einmal aus. Die Bilder erscheinen hier mit ihren Karten; Maske und Auswahl brauchen dann keinen weiteren Lauf.',
     image: 'Bild {0}, {1} von {2}',
     previous: 'Sichereres Bild (←)',
     next: 'Unsichereres Bild (→)',
@@ -87,7 +87,7 @@ const WORDS = {
     zoomOut: 'Verkleinern (−)',
     fit: 'Einpassen (0)',
     hover: 'Std. {0} · über {1} % aller Karten',
-    hint: 'Zeigen Sie auf das Bild, um Werte zu lesen. Nach einem Klick zoomt das Mausrad.',
+    hint: 'Zeige auf das Bild, um Werte zu lesen. Nach einem Klick zoomt das Mausrad.',
     mask: 'Maske',
     area: 'Flächenanteil',
     value: 'Wert',
@@ -106,15 +106,14 @@ const WORDS = {
     surest: 'Sicherste',
     surestCount: 'Wie viele der sichersten Bilder behalten werden',
     automatic:
-      'Automatisch: Die sichersten {0} von {1} gehen weiter. Wählen Sie selbst mit ✓ oder ✗ oder den Tasten 1 bis 9.',
+      'Automatisch: Die sichersten {0} von {1} gehen weiter. Wähle selbst mit ✓ oder ✗ oder den Tasten 1 bis 9.',
     automaticUnknown: 'Automatisch: Über die Bilder ist nichts bekannt, daher gehen alle {1} weiter.',
-    byHand: 'Ihre Auswahl: {0} von {1} gehen weiter.',
-    stale:
-      'Dies sind andere Bilder als die, aus denen Sie gewählt haben. Halten Sie den Seed fest oder prüfen Sie die Auswahl.',
+    byHand: 'Deine Auswahl: {0} von {1} gehen weiter.',
+    stale: 'Dies sind andere Bilder als die, aus denen du gewählt hast. Halte den Seed fest oder prüfe die Auswahl.',
     run: 'Ausführen (Eingabe)',
     strip: 'Alle Bilder, das sicherste zuerst. Die Leertaste behält oder verwirft.',
     item: 'Bild {0}, {1}, {2}',
-    lost: 'Die Bilder sind nicht mehr auf dem Server. Führen Sie den Graphen erneut aus.',
+    lost: 'Die Bilder sind nicht mehr auf dem Server. Führe den Graphen erneut aus.',
   },
   zh: {
     viewer: '不确定性查看器',
@@ -164,8 +163,8 @@ const WORDS = {
     surestCount: '保留多少张最确定的图像',
     automatic: '自动：最确定的 {0} / {1} 张会继续。点击 ✓ 或 ✗，或按 1 到 9，自行挑选。',
     automaticUnknown: '自动：对这些图像一无所知，因此全部 {1} 张都会继续。',
-    byHand: '您的选择：{0} / {1} 张会继续。',
-    stale: '这些图像不是您挑选时的那些。请固定种子，或检查您的选择。',
+    byHand: '你的选择：{0} / {1} 张会继续。',
+    stale: '这些图像不是你挑选时的那些。请固定种子，或检查你的选择。',
     run: '运行 (Enter)',
     strip: '所有图像，最确定的在前。空格保留或丢弃。',
     item: '图像 {0}，{1}，{2}',
