@@ -21,7 +21,7 @@ def require_finite_mask(mask: torch.Tensor | None) -> None:
         ValueError: it does.
     """
     if mask is not None and not mask.isfinite().all():
-        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; make the mask again.")
+        raise ValueError("Expected a mask of finite values, got NaN or infinity in it; connect another mask.")
 
 
 def most_uncertain_area(values: torch.Tensor, area: float) -> torch.Tensor:

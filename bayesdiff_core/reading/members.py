@@ -48,12 +48,12 @@ def from_batch(batch: torch.Tensor, uncertainty: Uncertainty) -> Uncertainty:
     images = len(uncertainty)
     if len(batch) % images or not 2 * images <= len(batch) <= (1 + len(uncertainty.deviations)) * images:
         raise ValueError(
-            f"Expected the batch that Uncertainty to Latents made, {images} images and so many of each of up to "
+            f"Expected the batch that Uncertainty to Latents made, {images} images and {images} more for each of up to "
             f"{len(uncertainty.deviations)} members, got {len(batch)} latents; connect the uncertainty that went in "
             "there, and let nothing in between add, drop or reorder images."
         )
     if not batch.isfinite().all():
-        raise ValueError("Expected finite latents, got NaN or infinity; check what lies in between.")
+        raise ValueError("Expected finite latents, got NaN or infinity; check the nodes after Uncertainty to Latents.")
     latent, *members = batch.split(images)
     deviations = torch.stack(members) - latent
     return dataclasses.replace(

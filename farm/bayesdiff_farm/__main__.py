@@ -72,7 +72,7 @@ def read_prompts(path: Path) -> list[str]:
         raise Problem(f"Expected one prompt per line in UTF-8 in {path}, but it cannot be read ({error}).") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise Problem(f"Expected one prompt per line in {path}, got none.")
+        raise Problem(f"Expected one prompt per line in {path}, got none; write some into it.")
     return prompts
 
 
@@ -88,7 +88,7 @@ def read_grid(texts: list[str]) -> dict[str, list]:
     for text in texts:
         address, equals, values = text.partition("=")
         if not equals or not values:
-            raise Problem(f"Expected NODE.INPUT=A,B after --grid, got {text}.")
+            raise Problem(f"Expected NODE.INPUT=A,B after --grid, such as 4.cfg=3,5,7, got {text}.")
         whole = value_of(f"[{values}]")
         grid[address] = whole if isinstance(whole, list) else [value_of(part) for part in values.split(",")]
     return grid

@@ -25,7 +25,9 @@ class Rule:
 
     def __post_init__(self):
         if sum(value is not None for value in dataclasses.astuple(self)) != 1:
-            raise Problem("Expected one of --keep, --keep-per-prompt and --keep-percentile, got none or several.")
+            raise Problem(
+                "Expected one of --keep, --keep-per-prompt and --keep-percentile, got none or several; give one."
+            )
         if any(number is not None and number < 1 for number in (self.best, self.per_prompt)):
             raise Problem("Expected at least one image to keep, got fewer; give a number from 1 on.")
 
