@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on with the run in FOLDER; what is done stays done")
     what = parser.add_argument_group("what to make")
     what.add_argument("--seeds", type=int, default=0, help="how many; each is one run of the workflow, with its batch")
-    what.add_argument("--first-seed", type=int, default=0, help="the others follow (default: 0)")
+    what.add_argument("--first-seed", type=int, default=0, help="the first; the others follow it (default: 0)")
     what.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line, each with every seed")
     what.add_argument(
         "--grid", action="append", default=[], metavar="NODE.INPUT=A,B", help="values of an input, as JSON or words"
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--early", type=float, metavar="SHARE", help="score after this share of the steps; finish the best"
     )
     more.add_argument("--finish", type=int, metavar="N", help="with --early: how many (default: as many as are kept)")
-    more.add_argument("--save", default=",".join(SAVES), help=f"some of {','.join(SAVES)} (default: all)")
+    more.add_argument("--save", default=",".join(SAVES), help=f"what to save: some of {','.join(SAVES)} (default: all)")
     more.add_argument("--discard", action="store_true", help="remove in the end what was not kept")
     where = parser.add_argument_group("where")
     where.add_argument("--workers", type=int, help="how many (default: one per GPU; one without GPUs)")
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument("--cpus", type=int, default=1, help="threads per worker where there is no GPU (default: 1)")
     where.add_argument("--address", help="of a Ray cluster: HOST:6379, or auto (default: this machine alone)")
     where.add_argument("--comfyui", help="folder of ComfyUI; default: COMFYUI_PATH of each machine")
-    where.add_argument("--python", help="ComfyUI's; default: COMFYUI_PYTHON, or that of its venv")
+    where.add_argument("--python", help="Python of ComfyUI; default: COMFYUI_PYTHON, or that of its venv")
     where.add_argument("--server-arguments", default="", help="more of ComfyUI's command line, in quotes")
     return parser
 
