@@ -2,7 +2,7 @@
 
     python dev.py bench frontier [--models demo,fashion,digits] [--samplers dpmpp_2m]
                                  [--steps 4,8,20,50] [--cfg 1,3,7] [--prompts NAME,NAME] [--batch 6]
-                                 [--members 8] [--others] [--json PATH] [--docs] [--rows PATH,PATH]
+                                 [--members 8] [--mask 0.5] [--others] [--json PATH] [--docs] [--rows PATH,PATH]
 
 On the demo model (a UNet, eps prediction), on a second one (a transformer, rectified flow, pixels), and on a third one
 (a UNet on pixels of one channel) that no choice was made on. Each model's head is fitted and calibrated once, on images
@@ -13,12 +13,14 @@ how well a perfect map would agree with it: that is the ceiling. Two controls ne
 local gradient energy of the latent. Spearman is of the maps, cell by cell, averaged over images, and of the scores of
 all images of a setting. The errors are those of the mean over images, and of a bootstrap over images for scores. *std*
 is the median over images of the mean standard deviation over the truth's. Costs are relative to the stock sampler's.
-``--others`` adds the estimators that no quality uses. ``--docs`` writes table and plot to docs/; ``--rows`` shows what
-earlier runs measured instead of measuring.
+``--mask`` redraws a finished image under a noise mask of that value. ``--others`` adds the estimators that no quality
+uses. ``--docs`` writes table and plot to docs/; ``--rows`` shows what earlier runs measured instead of measuring. Of
+several samplers the last table has the sizes.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -139,22 +141,31 @@ class Found(NamedTuple):
     has_scale: bool = True
 
 
-def measure(head, model, settings: RunSettings, empty: dict, members: int, estimators: dict) -> dict[str, Found]:
+def masked(model, settings: RunSettings, empty: dict, share: float | None) -> dict:
+    """A finished image, of which a noise mask of one value lets this share be redrawn; without one the empty latent."""
+    if share is None:
+        return empty
+    height, width = empty["samples"].shape[-2:]
+    image = settings.sample(model, empty, TRUTH_SEED)["samples"]
+    return {"samples": image, "noise_mask": torch.full((1, 8 * height, 8 * width), share)}
+
+
+def measure(head, model, settings: RunSettings, latent: dict, members: int, estimators: dict) -> dict[str, Found]:
     """For one prompt: the maps of the truth's halves, of every estimator and of the controls."""
 
     def run(model, latent):
         return settings.sample(model, latent, SEED)
 
-    run(model, empty)  # warms up
+    run(model, latent)  # warms up
     start = time.perf_counter()
-    run(model, empty)
+    run(model, latent)
     plain = time.perf_counter() - start
-    truth = sample_truth(Posterior.bind(head, model, TRUTH_SEED), settings, empty, members)
+    truth = sample_truth(Posterior.bind(head, model, TRUTH_SEED), settings, latent, members)
     found = {"half": Found(truth.half, 1.0 + members / 2), "truth": Found(truth.other, 1.0 + members / 2)}
     posterior = Posterior.bind(head, model, SEED)
     for name, estimator in estimators.items():
         start = time.perf_counter()
-        uncertainty = sample_with_uncertainty(run, empty, posterior, estimator).uncertainty
+        uncertainty = sample_with_uncertainty(run, latent, posterior, estimator).uncertainty
         wall = (time.perf_counter() - start) / plain
         has_scale = estimator.measures == STANDARD_DEVIATION
         found[name] = Found(uncertainty.variance.mean(1), uncertainty.cost, wall, has_scale)
@@ -233,8 +244,10 @@ def frontier(name: str, arguments) -> list[dict]:
     rows = []
     for sampler, steps, cfg in itertools.product(arguments.samplers, arguments.steps, arguments.cfg):
         settings = [RunSettings(steps, cfg, sampler, "normal", prompt, negative) for prompt in conditions]
-        found = figures([measure(head, model, each, empty, arguments.members, estimators) for each in settings])
-        setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg}
+        latents = [masked(model, each, empty, arguments.mask) for each in settings]
+        measured = zip(settings, latents)
+        found = figures([measure(head, model, *each, arguments.members, estimators) for each in measured])
+        setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg, "mask": arguments.mask}
         size = {"images": arguments.batch * len(prompts), "members": arguments.members}
         rows += [setting | {"estimator": kind_of(key), "setting": key} | value | size for key, value in found.items()]
         print("\n".join(table(rows[-len(found) :])), flush=True)
@@ -304,6 +317,20 @@ def summary(rows: list[dict]) -> list[str]:
             ]
         row = next(row for row in rows if row["setting"] == setting)
         lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def sizes(rows: list[dict]) -> list[str]:
+    """*std* by sampler, from the least to the most over steps and guidances, in Markdown."""
+    found = collections.defaultdict(list)
+    for row in rows:
+        if row["setting"] in ESTIMATORS and row["std_ratio"]:
+            found[row["sampler"], f"{row['model']}: {row['setting']}"].append(row["std_ratio"])
+    samplers, columns = (dict.fromkeys(keys) for keys in zip(*found))
+    lines = ["| sampler | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for sampler in samplers:
+        ends = [(cell(min(found[sampler, column])), cell(max(found[sampler, column]))) for column in columns]
+        lines.append(f"| {sampler} | " + " | ".join(" to ".join(dict.fromkeys(each)) for each in ends) + " |")
     return lines
 
 
@@ -390,6 +417,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=list_of(), help="names, instead of the models' own")
     parser.add_argument("--batch", type=int, default=6, help="images per prompt")
     parser.add_argument("--members", type=int, default=8, help="members of the truth's ensemble")
+    parser.add_argument("--mask", type=float, help="value of a noise mask over a finished image")
     parser.add_argument("--others", action="store_true", help="the estimators that no quality uses, too")
     parser.add_argument("--rows", type=list_of(Path))
     parser.add_argument("--docs", action="store_true", help="write docs/frontier.md and its plot")
@@ -401,6 +429,8 @@ def main() -> None:
         for name in arguments.models:
             arguments.done += frontier(name, arguments)
     print("\n" + "\n".join(summary(arguments.done)))
+    if len({row["sampler"] for row in arguments.done}) > 1:
+        print("\n" + "\n".join(sizes(arguments.done)))
     if arguments.docs:
         write_docs(arguments.done)
 
