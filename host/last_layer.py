@@ -77,8 +77,9 @@ class LastLayer:
         """
 
         def add_deviation(module, args, output):
-            # In float32: in half precision a small deviation would be rounded away.
-            return output.float() + self.geometry.apply(args[0], delta)
+            # In float32: in half precision a small deviation would be rounded away. A copy, as a sampler may take
+            # gradients, which torch refuses of tensors that were made in inference mode.
+            return output.float() + self.geometry.apply(args[0], delta.clone())
 
         handle = self.module.register_forward_hook(add_deviation)
         try:
@@ -96,9 +97,10 @@ def find_last_layer(model: ModelPatcher, path: str | None = None) -> LastLayer:
     """
     network = model.model.diffusion_model
     for candidate in PATHS if path is None else [path]:
-        module = network
-        for name in candidate.split("."):
-            module = getattr(module, name, None)
+        module = None
+        with suppress(AttributeError):
+            # Asked of the model, since a clone may have put another layer in this place.
+            module = model.get_model_object(f"diffusion_model.{candidate}")
         if module is not None:
             return LastLayer(candidate, module, LayerGeometry.of(module))
     raise ValueError(

@@ -22,6 +22,10 @@ from .settings import Part
 LONGEST = 200
 # Between the seeds of the draws of two layers: with the same seed these would not be independent.
 OTHER_DRAWS = 0x9E3779B97F4A7C15
+NOT_CALLED = (
+    "Expected a run that calls the last layer that the Laplace head is of, got one that goes past it, because of a "
+    "patch, a cache or a guider with a model of its own; take it off, or disconnect the head for a first look."
+)
 # By which factor a sigma may lie outside the part that a head is for: schedules of few steps are coarse.
 OUTSIDE = 1.2
 

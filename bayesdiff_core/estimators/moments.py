@@ -47,12 +47,13 @@ class Moments(Estimator):
         trajectory = run.trajectory
         count, variance = len(trajectory.states), variance_at_start(trajectory)
         chosen = list(range(0, count, self.every))
+        gamma_squared = trajectory.variances_at(chosen)
         found: dict[int, torch.Tensor] = {}
         for index, end in zip(chosen, [*chosen[1:], count]):
             found |= {wanted: variance for wanted in along if index <= wanted < end}
             state, left = trajectory.states[index], trajectory.contraction(index, end)
             factor = trajectory.scales_at(end).signal - left * state.signal
-            fresh = 0.0 if state.variance is None else factor**2 * state.variance
+            fresh = factor**2 * gamma_squared[index]
             squares = torch.zeros_like(variance)
             if index > 0 or trajectory.past is not None:
                 deviation = variance.sqrt()

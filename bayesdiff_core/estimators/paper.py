@@ -75,7 +75,9 @@ class Paper(Estimator):
         states = trajectory.states
         mean, variance = states[0].x.float(), variance_at_start(trajectory)
         found: dict[int, torch.Tensor] = {}
-        for number, (first, source) in enumerate(steps_of(trajectory)):
+        steps = steps_of(trajectory)
+        gamma_squared = trajectory.variances_at([source for _, source in steps[:: self.every]])
+        for number, (first, source) in enumerate(steps):
             found |= {index: variance for index in along if first <= index <= source}
             state, seen, end = states[first], states[source], trajectory.scales_at(source + 1)
             # DPM-Solver-2 is deterministic: a whole step keeps the ratio of the noise scales.
@@ -94,9 +96,9 @@ class Paper(Estimator):
             else:
                 mean = scale * mean + factor * eps
             variance = scale**2 * variance + 2 * scale * factor * covariance + added
-            if uncertain and seen.variance is not None:
+            if uncertain:
                 gain = end.signal if exact else factor * seen.signal / seen.noise
-                variance = variance + gain**2 * seen.variance
+                variance = variance + gain**2 * gamma_squared[source]
         return Estimate(variance, torch.empty(0, *variance.shape), found)
 
     def sampled(self, run: NominalRun, state: State, seen: State, of: Gaussian):

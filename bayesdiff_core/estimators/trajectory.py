@@ -203,6 +203,21 @@ class Trajectory:
         """Scales of a state, or of the end for the index after the last."""
         return self.states[index].scales if index < len(self.states) else self.end
 
+    def variances_at(self, indices: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The variance of ``denoised`` at these states, by their index.
+
+        Raises:
+            Unknown: it was not seen at one of them, or in its shape alone.
+        """
+        found = {index: self.states[index].variance for index in indices}
+        seen = {index: variance for index, variance in found.items() if variance is not None}
+        if len(seen) < len(found) or not self.sized:
+            raise Unknown(
+                "Expected a run whose last layer tells how uncertain every prediction is, got one in which it cannot "
+                "be seen or several prompts share an image; choose the estimator 'deviations' or another quality."
+            )
+        return seen
+
     def contraction(self, first: int, last: int) -> float:
         """The coefficient a of all steps from state ``first`` up to ``last``."""
         return math.prod(state.contraction for state in self.states[first:last])
@@ -220,10 +235,10 @@ def nearest_sigma(sigmas: Sequence[float], wanted: float) -> int:
     Of several equal ones the last: where a sampler of higher order corrects itself, that is what it keeps.
     """
 
-    def distance(sigma: float) -> float:
-        return abs(math.log(max(sigma, LEAST_SIGMA) / max(wanted, LEAST_SIGMA)))
+    def log(sigma: float) -> float:
+        return math.log(min(max(sigma, LEAST_SIGMA), 1 / LEAST_SIGMA))
 
-    return min(range(len(sigmas)), key=lambda i: (distance(sigmas[i]), -i))
+    return min(range(len(sigmas)), key=lambda i: (abs(log(sigmas[i]) - log(wanted)), -i))
 
 
 class Noisy(Protocol):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -100,6 +102,12 @@ class RunContext:
         return getattr(function, "__name__", "").removeprefix("sample_")
 
     @property
+    def cfg(self) -> float | None:
+        """The guidance; None of a guider that mixes predictions in a way of its own."""
+        stock = getattr(type(self.guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
+        return self.guider.cfg if stock else None
+
+    @property
     def has_other_network(self) -> bool:
         """Whether the guider asks a second network too, whose last layer has no posterior here."""
         parts = vars(self.guider).values() if hasattr(self.guider, "__dict__") else ()
@@ -122,6 +130,15 @@ class RunContext:
     def is_a_later_stage(self) -> bool:
         """Whether the run begins below the model's full noise, so that its latent was not made here alone."""
         return len(self.sigmas) > 1 and float(self.sigmas[0]) < FULL_NOISE * float(self.sampling.sigma_max)
+
+    def prompts_at(self, sigma: float) -> frozenset[tuple[str, int]]:
+        """Which prompts count at a sigma: some count in a part of the schedule alone."""
+        return frozenset(
+            (kind, number)
+            for kind, conds in self.guider.conds.items()
+            for number, cond in enumerate(conds or [])
+            if cond.get("timestep_start", math.inf) >= sigma >= cond.get("timestep_end", -math.inf)
+        )
 
     def mask_at(self, sigma: torch.Tensor) -> torch.Tensor | None:
         """Where the host denoises at this sigma, as its own inpainting does it; None for everywhere."""

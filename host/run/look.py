@@ -89,9 +89,9 @@ class Look:
         def see(module, inputs, output):
             with self.beside.guarded("reading the last layer"):
                 self.answers.see(module, inputs, output)
-                left.append(output)
+                left.append(output.detach())
                 if self.reading:
-                    seen.append(inputs[0])
+                    seen.append(inputs[0].detach())
 
         def arrive(module, inputs, output):
             with self.beside.guarded("reading the network"):
@@ -114,7 +114,7 @@ class Look:
                 returned = part_of(arrived[0], self.layer.part)
                 if returned is not None:
                     output = by_image(left[0], len(returned))
-                    self.arrivals.append((output[0].to("cpu", copy=True), returned[0].to("cpu", copy=True)))
+                    self.arrivals.append((output[0].to("cpu", copy=True), returned[0].detach().to("cpu", copy=True)))
             options = kwargs.get("transformer_options") or args[5]
             order = options["cond_or_uncond"]
             for features in seen:

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...bayesdiff_core.estimators.base import STANDARD_DEVIATION, Estimator
-from ...bayesdiff_core.estimators.parts import Shapes
+from ...bayesdiff_core.estimators.parts import Shapes, pack
 from ...bayesdiff_core.estimators.past import Handover
 from ...bayesdiff_core.estimators.trajectory import SaveAt, places_of
 from ...bayesdiff_core.reading.uncertainty import Moment, Uncertainty
@@ -74,6 +74,24 @@ class Found(NamedTuple):
 def nothing(latent: torch.Tensor) -> Found:
     """No uncertainty, of a run that took no step."""
     return Found(torch.zeros(latent.shape), torch.empty(0, *latent.shape), 0, 1.0)
+
+
+def as_before(before: Uncertainty, shapes: Shapes) -> Found:
+    """What is known of a run that took no step, whose latent came in with an uncertainty: the same.
+
+    Args:
+        shapes: of the parts of a nested latent.
+    """
+    parts, members = before.parts, min(len(part.deviations) for part in before.parts)
+    return Found(
+        variance=pack([part.variance for part in parts], shapes),
+        deviations=pack([part.deviations[:members] for part in parts], shapes),
+        members=before.members,
+        cost=1.0,
+        measures=before.measures,
+        unknown=before.unknown,
+        handover=before.handover,
+    )
 
 
 def unknown(latent: torch.Tensor, why: str) -> Found:
@@ -168,8 +186,10 @@ class Observer:
             with beside.guarded("estimating the uncertainty"), kept_generators(samples.device):
                 if recorder.seen:
                     self.found = self.estimate(context, recorder, samples.shape)
+                elif len(sigmas) > 1:
+                    self.found = unknown(samples, NEVER_ASKED)
                 else:
-                    self.found = nothing(samples) if len(sigmas) < 2 else unknown(samples, NEVER_ASKED)
+                    self.found = nothing(samples) if self.before is None else as_before(self.before, self.shapes)
         if self.found is None:
             cost = 1.0 if recorder is None else recorder.cost
             self.found = unknown(samples, beside.problem)._replace(cost=cost)

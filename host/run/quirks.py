@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.controlnet
 import comfy.model_management
 import comfy.samplers
 import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 
 
 def restart(guider) -> None:
@@ -85,15 +87,33 @@ def is_compiled(guider, model_options: dict) -> bool:
     return hasattr(network, "_orig_mod") or any("torch.compile" in found for found in wrappers.values())
 
 
+def is_patched(model_options: dict) -> bool:
+    """Whether something is put between the layers of the network."""
+    return any(model_options.get("transformer_options", {}).get(kind) for kind in ("patches", "patches_replace"))
+
+
+def may_remember(model: ModelPatcher, parts: Sequence[Any]) -> bool:
+    """Whether a run may depend on those before it: by a patch on the model, or by a part of it that another pack made.
+
+    Args:
+        parts: of the run: its guider, its sampler, ...
+    """
+    wrapped = any(found for kind in model.wrappers.values() for found in kind.values())
+    replaced = model.object_patches.keys() - {"model_sampling"}
+    modules = [getattr(part, "__module__", "") for part in parts]
+    foreign = any(not module.startswith("comfy.") and "comfy_extras" not in module for module in modules)
+    options = model.model_options
+    return bool(wrapped or replaced or foreign) or is_patched(options) or has_memory(options)
+
+
 def has_company(guider, model_options: dict) -> bool:
     """Whether anything but the network and its prompts has a say in a prediction: patches, wrappers, controls."""
-    patched = any(model_options.get("transformer_options", {}).get(kind) for kind in ("patches", "patches_replace"))
     controlled = any(
         cond.get("control") is not None or cond.get("hooks") is not None
         for conds in guider.conds.values()
         for cond in conds or []
     )
-    return patched or controlled or has_memory(model_options)
+    return controlled or is_patched(model_options) or has_memory(model_options)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -115,6 +135,15 @@ class Generators:
     def now(cls, device: torch.device) -> Generators:
         on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(torch.get_rng_state(), on_device, random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
+
+    def stood_still(self, later: Generators) -> bool:
+        """Whether nobody drew from them in between."""
+        return (
+            torch.equal(self.torch_cpu, later.torch_cpu)
+            and (later.torch_device is None or torch.equal(later.torch_device, self.torch_device))
+            and self.python == later.python
+            and str(self.numpy) == str(later.numpy)
+        )
 
     def restore(self, device: torch.device) -> None:
         torch.set_rng_state(self.torch_cpu)

@@ -41,6 +41,11 @@ CACHED = (
     "a cache on the model answered {cached} of {steps} steps. The more it answers, the further off the size of the "
     "uncertainty may be."
 )
+RESIZED = (
+    "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it afterwards or "
+    "samples it in parts; resize with a node of its own, sample images one by one, or choose the quality 'ensemble', "
+    "which needs a Laplace head."
+)
 
 
 class Recording(NamedTuple):
@@ -52,7 +57,7 @@ class Recording(NamedTuple):
         answers: of the last layer at each state, to know them again; None where it was not seen.
         generators: where the global random generators stood before each prediction.
         blocks: count those of the network.
-        most: how many of them ran in a prediction that no cache answered; 0 where that cannot be seen.
+        ran: how many of them ran at each state; 0 where that cannot be seen.
     """
 
     trajectory: Trajectory
@@ -60,7 +65,7 @@ class Recording(NamedTuple):
     answers: list[torch.Tensor | None]
     generators: list[Generators]
     blocks: Blocks
-    most: int
+    ran: list[int]
 
     def going_on_from(self, past: Past) -> Recording:
         """The same run, with what is known of the latent that it began with.
@@ -181,6 +186,11 @@ class Recorder:
     def before(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> Before:
         """What is seen of a prediction before it is made."""
         sigma = float(timestep.flatten()[0])
+        if not (timestep == sigma).all():
+            raise Unknown(
+                "Expected a sampler that takes all images through the same sigmas, got one that does not; sample "
+                "images one by one, or choose the quality 'ensemble', which needs a Laplace head."
+            )
         scales = self.context.scales(sigma)
         uncond: list[torch.Tensor] = []
         base = self.context.options["model_options"].get(POST_CFG, [])
@@ -195,7 +205,7 @@ class Recorder:
             sigma=sigma,
             scales=scales,
             # A copy: the sampler may go on in place. In memory of the CPU, where there is more.
-            x=x.to("cpu", copy=True),
+            x=x.detach().to("cpu", copy=True),
             uncond=uncond,
             model_options=model_options,
             looks=looks,
@@ -211,15 +221,14 @@ class Recorder:
         cache = step_cache(before.model_options)
         if cache is not None and cache.total_steps_skipped > before.skipped:
             return
-        cfg = getattr(self.context.guider, "cfg", None)
-        read = [look.gamma_squared(cfg, len(before.x)) for look in before.looks]
+        read = [look.gamma_squared(self.context.cfg, len(before.x)) for look in before.looks]
         self.seen.append(
             Prediction(
                 sigma=before.sigma,
                 scales=before.scales,
                 shape=before.x.shape,
                 x=before.x,
-                denoised=denoised.to("cpu", copy=True),
+                denoised=denoised.detach().to("cpu", copy=True),
                 gamma_squared=[gamma_squared for gamma_squared, _ in read],
                 uncond=before.uncond[0] if before.uncond else None,
                 sized=all(sized for gamma_squared, sized in read if gamma_squared is not None),
@@ -250,12 +259,15 @@ class Recorder:
                 now = dataclasses.replace(now, denoised=nothing, gamma_squared=[])
             self.seen[place] = now
 
-    def without_cached(self, most: int) -> list[Prediction]:
-        """Predictions in which as many blocks of the network ran as in any.
+    def without_cached(self) -> list[Prediction]:
+        """Predictions in which as many blocks of the network ran as in any of the same prompts.
 
         The others are not the network's word: to a member, which asks the network, they would look like a change.
         """
-        own = [now for now in self.seen if now.blocks == most]
+        prompts, most = [self.context.prompts_at(now.sigma) for now in self.seen], {}
+        for kind, now in zip(prompts, self.seen):
+            most[kind] = max(most.get(kind, 0), now.blocks)
+        own = [now for kind, now in zip(prompts, self.seen) if now.blocks == most[kind]]
         cache = step_cache(self.context.options["model_options"])
         cached = len(self.seen) - len(own) + (0 if cache is None else cache.total_steps_skipped)
         if cached:
@@ -271,19 +283,19 @@ class Recorder:
         Raises:
             Unknown: no latent of this shape was seen, the model adds no noise, or users see it in another shape.
         """
-        most = max((now.blocks for now in self.seen), default=0)
-        self.seen = self.without_cached(most)
+        self.seen = self.without_cached()
         # Of a sampler that enlarges its latent on the way, only what came after has the cells of the image.
         if not self.seen or self.seen[-1].shape != shape:
-            raise Unknown(
-                "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it "
-                "afterwards or samples it in parts; resize with a node of its own, sample images one by one, or choose "
-                "the quality 'ensemble', which needs a Laplace head."
-            )
+            raise Unknown(RESIZED)
         if self.seen[0].scales.noise == 0:  # then no step would change a deviation
             raise Unknown(
                 "Expected a model that samples from noise, got one that adds none and turns a picture into another; "
                 "choose the quality 'ensemble' for it, which needs a Laplace head."
+            )
+        if self.context.end.noise_over_signal > self.seen[0].scales.noise_over_signal:
+            raise Unknown(
+                "Expected a run that takes noise away, got one that adds it, with sigmas that rise; choose the quality "
+                "'ensemble' for it, which needs a Laplace head."
             )
         if latent_slope(self.context.guider.inner_model, self.seen[-1].denoised).shape != shape:
             raise Unknown(
@@ -314,7 +326,7 @@ class Recorder:
             [now.answers for now in self.seen],
             [now.generators for now in self.seen],
             self.blocks,
-            most,
+            [now.blocks for now in self.seen],
         )
 
     def share_denoised(self) -> torch.Tensor | None:
@@ -408,7 +420,7 @@ def see_uncond(found: list[torch.Tensor]) -> Callable[[dict], torch.Tensor]:
     """A post-CFG function that only looks."""
 
     def see(args: dict) -> torch.Tensor:
-        found.append(args["uncond_denoised"].to("cpu", copy=True))
+        found.append(args["uncond_denoised"].detach().to("cpu", copy=True))
         return args["denoised"]
 
     return see

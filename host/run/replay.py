@@ -10,7 +10,7 @@ import torch
 
 from ...bayesdiff_core.estimators.base import Change, NominalRun, Shown
 from ...bayesdiff_core.estimators.trajectory import Scales, State, Unknown, root_mean_square
-from ..posterior import NoPosterior, Posterior
+from ..posterior import NOT_CALLED, NoPosterior, Posterior
 from .context import RunContext
 from .look import Answers
 from .progress import Progress
@@ -109,13 +109,15 @@ class Replay(NominalRun):
         """The first prediction, which also tells whether the network still answers as it did.
 
         Raises:
-            Unknown: it does not.
+            Unknown: it does not, or does not call the last layer.
         """
         recorded = self.recording.answers[self.index_of(state)]
         if member is None or recorded is None or not len(recorded) or not torch.equal(x, state.x):
+            recorded = None
             # A member that an earlier stage followed is not where the run is. To ask again for it costs a call.
             if self.trajectory.past is None or has_company(self.context.guider, self.options["model_options"]):
                 self.ask_again(state)
+        if member is None:
             return self.ask(state, x, member, scale, options)
         # A draw changes what comes after the features alone: before it is added, the answer must be the run's.
         own, perturbed = Answers(), Answers()
@@ -134,6 +136,10 @@ class Replay(NominalRun):
             finally:
                 for handle in handles:
                     handle.remove()
+        if not own.outlines:
+            raise Unknown(NOT_CALLED)
+        if recorded is None:
+            return denoised
         if own.whole.shape == recorded.shape:
             most = FORGETFUL * root_mean_square(perturbed.whole - own.whole)
             if root_mean_square(own.whole - recorded) > most:
@@ -207,7 +213,7 @@ class Replay(NominalRun):
             then()
             denoised = context.guider(at, sigma, **options)
         self.calls += 1
-        if self.recording.blocks.most < self.recording.most:
+        if self.recording.blocks.most < self.recording.ran[place]:
             raise Answered(ANSWERED_BY_A_CACHE)
         self.progress.call(self.calls, len(self.trajectory.states))
         if mask is not None:

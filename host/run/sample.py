@@ -19,10 +19,12 @@ from ..posterior import NoPosterior, Posterior
 from ..said import say
 from .beside import Beside
 from .ensemble import Origin, ensemble_around
-from .observe import NEVER_ASKED, Found, Observer, nothing, unknown, untold
+from .observe import NEVER_ASKED, Found, Observer, as_before, nothing, unknown, untold
 from .progress import Progress
+from .quirks import Generators
+from .recorder import RESIZED
 from .stages import uncertainty_of_latent
-from .stock import Run, sample_stock
+from .stock import Run, sample_stock, took_no_step
 
 PART_UNKNOWN = (
     "Expected a Laplace head that was fitted with this part of the latent too, got one that knows nothing of it; fit "
@@ -92,17 +94,15 @@ def sample_with_uncertainty(
             return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
     if isinstance(estimator, Ensemble):
         assert isinstance(posterior, Posterior)
-        progress.runs = 1 + estimator.members
+        start, progress.runs = Origin(latent, Generators.now(model.load_device), before), 1 + estimator.members
         sampled, passed = sample_stock(run, model, latent, progress, save_at=save_at)
         with beside.guarded("sampling the ensemble"):
-            found = ensemble_around(
-                sampled, passed, run, Origin(latent, before), posterior, estimator, save_at, progress
-            )
+            found = ensemble_around(sampled, passed, run, start, posterior, estimator, save_at, progress)
     else:
         observer = Observer(posterior, estimator, save_at, progress, before)
         sampled, _ = sample_stock(run, model, latent, progress, wrap=observer.add_to)
         with beside.guarded("reading the run"):
-            found = observer.found or not_seen(latent, sampled)
+            found = observer.found or not_seen(latent, sampled, before)
     with beside.guarded("keeping the uncertainty"):
         if found is not None:
             return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
@@ -110,12 +110,12 @@ def sample_with_uncertainty(
     return Sampled(sampled, uncertainty_of(sampled, found, posterior, estimator))
 
 
-def not_seen(latent: dict, sampled: dict) -> Found:
+def not_seen(latent: dict, sampled: dict, before: Uncertainty | None) -> Found:
     """Of a run in which no sampler was seen: it took no step, or went past all that watches."""
-    before, after = packed(latent["samples"]), packed(sampled["samples"])
-    if before.shape == after.shape and torch.equal(before.to(after), after):
-        return nothing(after)
-    return unknown(after, NEVER_ASKED)
+    after = packed(sampled["samples"])
+    if not took_no_step(latent, sampled):
+        return unknown(after, NEVER_ASKED)
+    return nothing(after) if before is None else as_before(before, shapes_of(sampled["samples"]))
 
 
 def uncertainty_of(
@@ -123,8 +123,10 @@ def uncertainty_of(
 ) -> Uncertainty:
     """What is known of a run, for the user; of a nested latent that of its first part, and with it the others."""
     shapes, whole = shapes_of(sampled["samples"]), packed(sampled["samples"])
-    if found.unknown and found.variance.shape != whole.shape:  # the sampler's own shape is another
-        found = untold(whole, found.unknown)
+    if found.variance.shape != whole.shape:  # the sampler's own shape is another
+        found = untold(whole, found.unknown) if found.unknown else unknown(whole, RESIZED)._replace(cost=found.cost)
+    # A sampler's last step may break what every prediction was sure of.
+    found = found._replace(variance=found.variance.masked_fill(~whole.isfinite().cpu(), torch.nan))
     scales = [part.calibration and part.calibration.scale for part in posterior.parts if estimator.on_scale]
     moments = [moment.unpack(shapes) for moment in found.trajectory]
 

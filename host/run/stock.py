@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler
 
 from ...bayesdiff_core.estimators.trajectory import SaveAt
+from ..nested import packed
 from .beside import Beside
 from .progress import Progress
 from .space import x_to_latent
@@ -66,16 +67,22 @@ def sample_stock(
     beside = Beside()
 
     def outer_sample(executor, *inputs, **options):
-        given, more = OuterInputs(*inputs[: len(OuterInputs._fields)]), inputs[len(OuterInputs._fields) :]
+        count = len(OuterInputs._fields)
+        # Wrappers and guiders of other packs may name some of them.
+        named = {name: options.pop(name) for name in OuterInputs._fields if name in options}
+        given, more = OuterInputs(*inputs[:count], **named), inputs[count:]
         sigmas = given.sigmas.tolist()
-        wanted = [] if save_at is None else save_at.steps(given.sigmas)
+        wanted: list[int] = []
+        with beside.guarded("choosing what to keep of the way"):
+            wanted += [] if save_at is None else save_at.steps(given.sigmas)
         callback = given.callback or latent_preview.prepare_callback(model, len(sigmas) - 1)
         passed.clear()  # a guider that samples twice: the last run counts
 
         def step(number, denoised, x, total_steps):
             with beside.guarded("keeping a latent of the way"):
                 for _ in range(wanted.count(number)):
-                    passed.append(Passed(sigmas[number], x_to_latent(model.model, sigmas[number], x.float().cpu())))
+                    on_the_way = x_to_latent(model.model, sigmas[number], x.detach().float().cpu())
+                    passed.append(Passed(sigmas[number], on_the_way))
             progress.step(number, denoised, x, total_steps, callback)
 
         with inside():
@@ -91,6 +98,14 @@ def sample_stock(
     return sampled, passed
 
 
+def took_no_step(latent: dict, sampled: dict) -> bool:
+    """Whether a run left its LATENT as it was: its schedule has no steps, or they lie behind it."""
+    before, after = packed(latent["samples"]), packed(sampled["samples"])
+    if before.shape != after.shape:  # the host widens an empty latent
+        return not (before.any() or after.any())
+    return torch.allclose(before.to(after), after, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 class CustomRun:
     """The stock SamplerCustomAdvanced as a run.
 
@@ -101,6 +116,11 @@ class CustomRun:
     def __init__(self, noise, guider, sampler, sigmas: torch.Tensor):
         self.noise, self.guider, self.sampler, self.sigmas = noise, guider, sampler, sigmas
         self.denoised: dict | None = None
+
+    @property
+    def parts(self) -> tuple:
+        """What it is made of, apart from model and latent."""
+        return self.noise, self.guider, self.sampler, getattr(self.sampler, "sampler_function", self.sampler)
 
     def __call__(self, model: ModelPatcher, latent: dict) -> dict:
         guiding = copy.copy(self.guider)

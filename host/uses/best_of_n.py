@@ -16,7 +16,7 @@ from ...bayesdiff_core.reading.uncertainty import Uncertainty
 from ..nested import count_of
 from ..posterior import NoPosterior, Posterior
 from ..run.progress import Progress
-from ..run.quirks import has_memory
+from ..run.quirks import Generators, has_memory
 from ..run.sample import sample_with_uncertainty
 from ..run.stock import sample_stock
 from ..said import once_each
@@ -49,7 +49,8 @@ class PredictionCache:
 
     A prediction is used again only where sigma and noised latents are the recorded ones to the bit, at the same
     place of a batch of the same size: what a network computes differs by rounding between places and sizes. So a
-    sampler goes on as from its own predictions, also one that remembers earlier steps.
+    sampler goes on as from its own predictions, also one that remembers earlier steps. A prediction for which a patch
+    drew random numbers is made again: those of the steps to come follow from it.
 
     Attributes:
         replayed: predictions that were used again, counted per image.
@@ -67,8 +68,9 @@ class PredictionCache:
             return model
 
         def predict_noise(executor, x, timestep, model_options=None, seed=None):
+            generators = Generators.now(x.device)
             denoised = executor(x, timestep, model_options, seed)
-            if not has_memory(model_options):
+            if not has_memory(model_options) and generators.stood_still(Generators.now(x.device)):
                 images = zip(seen, timestep.tolist(), x.to("cpu", copy=True), denoised.to("cpu", copy=True))
                 for place, (states, *state) in enumerate(images):
                     states.append(((place, len(x)), *state))
@@ -144,7 +146,7 @@ class BestOfN:
     @property
     def saved(self) -> float:
         """Share of the calls of ``whole`` that were not made; negative where more were."""
-        return 1 - (self.ranking + self.finishing) / self.whole
+        return 1 - (self.ranking + self.finishing) / self.whole if self.whole else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
