@@ -138,9 +138,9 @@ class Generators:
 
     def stood_still(self, later: Generators) -> bool:
         """Whether nobody drew from them in between."""
+        tensors = [(self.torch_cpu, later.torch_cpu), (self.torch_device, later.torch_device)]
         return (
-            torch.equal(self.torch_cpu, later.torch_cpu)
-            and (later.torch_device is None or torch.equal(later.torch_device, self.torch_device))
+            all(torch.equal(mine, its) for mine, its in tensors if mine is not None and its is not None)
             and self.python == later.python
             and str(self.numpy) == str(later.numpy)
         )
