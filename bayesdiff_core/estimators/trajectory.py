@@ -203,6 +203,17 @@ class Trajectory:
         """Scales of a state, or of the end for the index after the last."""
         return self.states[index].scales if index < len(self.states) else self.end
 
+    @property
+    def noise_left(self) -> torch.Tensor:
+        """Noise in the last state's x by its own prediction, over what its sigma stands for, ``(n,)``.
+
+        About 1 where a sampler keeps to its schedule. More where it went too far on the way: the network then sees an x
+        unlike any that it learned from, and what it cannot take away of that stays in the image.
+        """
+        last = self.states[-1]
+        noise = last.x.float() - last.signal * last.denoised.float()
+        return noise.flatten(1).square().mean(1).sqrt() / last.noise if last.noise else torch.ones(len(noise))
+
     def variances_at(self, indices: Sequence[int]) -> dict[int, torch.Tensor]:
         """The variance of ``denoised`` at these states, by their index.
 

@@ -41,6 +41,13 @@ CACHED = (
     "a cache on the model answered {cached} of {steps} steps. The more it answers, the further off the size of the "
     "uncertainty may be."
 )
+# In `bench frontier` on a rectified flow sizes above it were too small, and those below right within a factor of two.
+MOST_NOISE = 2.0
+NOISY = (
+    "the sampler came to its last step with {left:.1f} times the noise that this step takes away, so the size of the "
+    "uncertainty may be too small by as much, and its map wrong; take more steps, another sampler, or the quality "
+    "'ensemble', which needs a Laplace head."
+)
 RESIZED = (
     "Expected a sampler whose last step predicts the latent that it returns, got one that resizes it afterwards or "
     "samples it in parts; resize with a node of its own, sample images one by one, or choose the quality 'ensemble', "
@@ -320,6 +327,9 @@ class Recorder:
             shapes=self.context.shapes,
             schedule=tuple(self.schedule),
         )
+        left = float(trajectory.noise_left.max())
+        if left > MOST_NOISE:
+            say(NOISY.format(left=left))
         return Recording(
             trajectory,
             [now.uncond for now in self.seen],

@@ -137,3 +137,12 @@ def test_what_is_forgotten_on_the_way_changes_no_evidence(levels):
     whole = Trajectory(tuple(states), Scales(0.0, 1.0))
     left = dataclasses.replace(whole, states=tuple(states[place] for place in sorted(kept)))
     assert torch.equal(read_evidence(left).covariates, read_evidence(whole).covariates)
+
+
+@pytest.mark.parametrize("scales", [Scales(3.0, 1.0), Scales(0.2, 0.8), Scales(0.0, 1.0)])
+def test_the_noise_left_in_each_image_is_counted_in_that_of_its_sigma(scales):
+    generator, times = torch.Generator().manual_seed(1), torch.tensor([0.5, 1.0, 4.0])
+    image, noise = torch.randn(2, 3, 4, 32, 32, generator=generator)
+    x = scales.signal * image + scales.noise * times[:, None, None, None] * noise
+    run = Trajectory((State(1.0, scales, x, image, math.nan),), Scales(0.0, 1.0))
+    assert torch.allclose(run.noise_left, times if scales.noise else torch.ones(3), rtol=0.05)
