@@ -244,9 +244,12 @@ def frontier(name: str, arguments) -> list[dict]:
     rows = []
     for sampler, steps, cfg in itertools.product(arguments.samplers, arguments.steps, arguments.cfg):
         settings = [RunSettings(steps, cfg, sampler, "normal", prompt, negative) for prompt in conditions]
-        latents = [masked(model, each, empty, arguments.mask) for each in settings]
-        measured = zip(settings, latents)
-        found = figures([measure(head, model, *each, arguments.members, estimators) for each in measured])
+        found = figures(
+            [
+                measure(head, model, each, masked(model, each, empty, arguments.mask), arguments.members, estimators)
+                for each in settings
+            ]
+        )
         setting = {"model": name, "sampler": sampler, "steps": steps, "cfg": cfg, "mask": arguments.mask}
         size = {"images": arguments.batch * len(prompts), "members": arguments.members}
         rows += [setting | {"estimator": kind_of(key), "setting": key} | value | size for key, value in found.items()]

@@ -76,12 +76,14 @@ def nothing(latent: torch.Tensor) -> Found:
     return Found(torch.zeros(latent.shape), torch.empty(0, *latent.shape), 0, 1.0)
 
 
-def as_before(before: Uncertainty, shapes: Shapes) -> Found:
-    """What is known of a run that took no step, whose latent came in with an uncertainty: the same.
+def as_before(latent: torch.Tensor, before: Uncertainty | None, shapes: Shapes) -> Found:
+    """What is known of a run that took no step: what came in with its latent, or no uncertainty.
 
     Args:
         shapes: of the parts of a nested latent.
     """
+    if before is None:
+        return nothing(latent)
     parts, members = before.parts, min(len(part.deviations) for part in before.parts)
     return Found(
         variance=pack([part.variance for part in parts], shapes),
@@ -189,7 +191,7 @@ class Observer:
                 elif len(sigmas) > 1:
                     self.found = unknown(samples, NEVER_ASKED)
                 else:
-                    self.found = nothing(samples) if self.before is None else as_before(self.before, self.shapes)
+                    self.found = as_before(samples, self.before, self.shapes)
         if self.found is None:
             cost = 1.0 if recorder is None else recorder.cost
             self.found = unknown(samples, beside.problem)._replace(cost=cost)

@@ -19,7 +19,7 @@ from ..posterior import NoPosterior, Posterior
 from ..said import say
 from .beside import Beside
 from .ensemble import Origin, ensemble_around
-from .observe import NEVER_ASKED, Found, Observer, as_before, nothing, unknown, untold
+from .observe import NEVER_ASKED, Found, Observer, as_before, unknown, untold
 from .progress import Progress
 from .quirks import Generators
 from .recorder import RESIZED
@@ -115,7 +115,7 @@ def not_seen(latent: dict, sampled: dict, before: Uncertainty | None) -> Found:
     after = packed(sampled["samples"])
     if not took_no_step(latent, sampled):
         return unknown(after, NEVER_ASKED)
-    return nothing(after) if before is None else as_before(before, shapes_of(sampled["samples"]))
+    return as_before(after, before, shapes_of(sampled["samples"]))
 
 
 def uncertainty_of(

@@ -158,23 +158,6 @@ def test_members_of_a_second_stage_draw_the_random_numbers_of_the_run(demo, demo
 # ---------------------------------------------------------------- what remembers
 
 
-def test_a_patch_that_remembers_earlier_runs_is_no_variance_of_an_ensemble(demo, demo_head):
-    calls = 0
-
-    def remembers(q, k, v, extra):
-        nonlocal calls
-        calls += 1
-        return q * (1 + 0.01 * calls), k, v
-
-    model = demo[0].clone()
-    model.set_model_attn1_patch(remembers)
-    expected = stock((model, *demo[1:]), EMPTY, **RUN)["samples"]
-    calls = 0
-    found, uncertainty, _ = ours((model, *demo[1:]), demo_head, EMPTY, "ensemble", **RUN)
-    assert torch.equal(found["samples"], expected) and uncertainty.variance.isnan().all()
-    assert "ends in the same image when it is done again" in uncertainty.unknown
-
-
 class EveryTimeAnother:
     """Noise of another pack's, which counts on."""
 
